@@ -1,0 +1,53 @@
+"""The table of commands and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+from cyclopts import App, CycloptsError
+
+from unfog.cli import complain
+from unfog.cli.evaluate import evaluate
+from unfog.cli.generate import generate
+from unfog.cli.models import models
+from unfog.cli.train import train
+from unfog.errors import UserError
+
+
+def _version() -> str:
+    import unfog
+
+    return unfog.__version__
+
+
+app = App(
+    name="unfog",
+    help="""Train, sample and evaluate diffusion models on your own machine.
+
+Try:
+  unfog generate "a red apple" --style noto --seed 7
+  unfog generate --like out/a-red-apple-noto-7.png
+  unfog train my-pictures/ --out my-model --minutes 30
+  unfog evaluate my-model --against my-pictures/
+""",
+    version=_version,
+    help_format="plaintext",  # markdown would load a parser that costs a quarter of the start-up
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+# Each command imports the library inside its function, so these imports cost a millisecond or two.
+for command in (generate, train, evaluate, models):
+    app.command(command)
+
+
+def run(tokens: list[str]) -> int:
+    """Run the command line's words and return the exit code."""
+    try:
+        code = app(tokens)
+    except CycloptsError as error:
+        complain(f"{error} (see `{' '.join(['unfog', *(error.command_chain or ())])} --help`)")
+        return 2
+    except UserError as error:
+        complain(str(error))
+        return 2
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,207 @@
+"""`unfog generate`: pictures from text, or a picture again from the recipe inside it."""
+
+from __future__ import annotations
+
+import json as json_
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unfog.cli import complain
+from unfog.cli.options import Count, Flag, Real, Whole
+from unfog.errors import UserError
+
+if TYPE_CHECKING:
+    from unfog.model import Model
+    from unfog.requests import GenerateRequest, Result
+
+DEFAULT_MODEL = "emoji-64"
+MOST_ON_A_SHEET = 1_000
+
+
+def generate(
+    *prompts: str,
+    style: str | None = None,
+    n: Count | None = None,
+    seed: Whole | None = None,
+    steps: Whole | None = None,
+    scale: Real | None = None,
+    sampler: str | None = None,
+    negative: str | None = None,
+    batch: Whole | None = None,
+    model: str | None = None,
+    like: Path | None = None,
+    out: Path = Path("out"),
+    grid: Path | None = None,
+    json: Flag = False,
+) -> int:
+    """Make pictures from text and print the path of each one.
+
+    Put each prompt in quotes; several prompts make several pictures. A file
+    is named by prompt, style and seed and carries the recipe that remakes it.
+    No picture is ever overwritten: the same picture again leaves its file
+    alone, another picture of that name becomes name_2.png.
+
+    Try:
+      unfog generate "a red apple"
+      unfog generate "a cat" "a dog" --style noto -n 4 --seed 7 --grid pets.png
+      unfog generate "a green hat" --steps 50 --scale 3 --json
+      unfog generate --like out/a-red-apple-7.png
+
+    Parameters
+    ----------
+    prompts
+        What to draw, each in quotes.
+    style
+        One of the model's styles (see `unfog models`); without it, any.
+    n
+        Pictures of each prompt, 1 to 10000; without it, 1.
+    seed
+        The first picture's seed: -n 4 --seed 7 makes seeds 7, 8, 9, 10. Without it one is drawn; it is in
+        the name.
+    steps
+        Steps from noise to picture, 1 to 1000; more is finer and slower.
+    scale
+        How closely to follow the prompt, 0 to 100; 1 = no guidance.
+    sampler
+        How to step from noise to picture.
+    negative
+        What to avoid.
+    batch
+        Pictures made at once. 1, the default, makes each picture byte-identical to itself made alone; more
+        is faster, and pictures may differ from that in their last bits.
+    model
+        The name of a shipped model (see `unfog models`) or a model folder; without it, emoji-64.
+    like
+        Remake this picture byte for byte from the recipe inside it; refused where the model is another one.
+    out
+        The folder for the pictures, made if need be.
+    grid
+        Also write all pictures onto one contact sheet, a .png file.
+    json
+        Print one JSON object a picture: path, seed, prompt, milliseconds.
+    """
+    import unfog
+    from unfog.cli import output
+    from unfog.cli.progress import watch
+
+    settings = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
+    settings |= {"negative": negative, "batch": batch}
+    given = {key: value for key, value in settings.items() if value is not None}
+    request, original = _asked_like(like, prompts, given) if like else (_asked(prompts, given), None)
+    pictures = len(request.prompts) * request.n
+    output.check_folder(out)
+    if grid is not None:
+        output.check_sheet(grid)
+        if pictures > MOST_ON_A_SHEET:
+            raise UserError(
+                f"--grid: a sheet holds {MOST_ON_A_SHEET:,}, not {pictures:,}; make fewer pictures"
+            )
+
+    loaded = unfog.load(model if model is not None else _model_of(original, like))
+    _check_model(loaded, request, original, like)
+    made: list[Result] = []
+    path = out
+    start = time.monotonic()
+    with closing(loaded.stream(request)) as events:
+        for result in watch(events, f"{pictures} pictures" if pictures > 1 else "1 picture"):
+            path = output.keep(result, out)
+            line = {"path": str(path), "seed": result.seed, "prompt": result.prompt}
+            print(
+                json_.dumps({**line, "milliseconds": round(result.milliseconds, 1)}) if json else path,
+                flush=True,
+            )
+            if grid is not None:
+                made.append(result)
+    if grid is not None:
+        _sheet(request, made, grid)
+    if sys.stderr.isatty():
+        print(f"{pictures} in {time.monotonic() - start:.1f} s, first seed {request.seed}", file=sys.stderr)
+    return _compare(like, original, path) if like is not None and original is not None else 0
+
+
+def _asked(prompts: Sequence[str], given: Mapping[str, Any]) -> GenerateRequest:
+    """The request that the words on the command line make."""
+    from unfog.requests import GenerateRequest, check
+
+    if not prompts:
+        raise UserError('PROMPT: is missing; give one in quotes, as in: unfog generate "a red apple"')
+    return check(GenerateRequest, {"prompts": list(prompts), **given}).settled()
+
+
+def _asked_like(
+    like: Path, prompts: Sequence[str], given: Mapping[str, Any]
+) -> tuple[GenerateRequest, dict[str, Any]]:
+    """The request that made a picture, and the recipe that says so."""
+    from unfog.modalities.image.show import read_recipe
+    from unfog.requests import from_recipe
+
+    options = ["-n" if key == "n" else f"--{key}" for key in given]
+    if prompts or options:
+        extra = ", ".join([*(["the prompt"] if prompts else []), *options])
+        raise UserError(f"--like: remakes one picture exactly as it was; leave out {extra}")
+    recipe = read_recipe(like)
+    return from_recipe(recipe), recipe
+
+
+def _check_model(
+    loaded: Model, request: GenerateRequest, recipe: Mapping[str, Any] | None, like: Path | None
+) -> None:
+    """Refuse a style that the model lacks, and a model that did not make the picture to be remade."""
+    from unfog.requests import unknown
+
+    if recipe is not None and loaded.hash != recipe["model_hash"]:
+        raise UserError(
+            f"--like: {like} was made by {recipe['model']} {recipe['model_hash']}, "
+            f"but {loaded.name} here is {loaded.hash}; give the model that made it with --model"
+        )
+    if request.style is not None and request.style not in loaded.styles:
+        raise unknown("style", request.style, loaded.styles)
+
+
+def _model_of(recipe: dict[str, Any] | None, like: Path | None) -> str:
+    """The default model, or the one a recipe names: never a path, for pictures come from strangers."""
+    if recipe is None:
+        return DEFAULT_MODEL
+    name = recipe["model"]
+    if not isinstance(name, str) or not name.strip() or set(name) & set("/\\:"):
+        raise UserError(f"--like: {like} names no shipped model; give the model that made it with --model")
+    return name
+
+
+def _sheet(request: GenerateRequest, made: list[Result], file: Path) -> None:
+    """One row a prompt where the pictures of a prompt fit in a row, else about a square."""
+    from unfog.cli.output import make_folder
+    from unfog.modalities.image.show import contact_sheet, save_png
+
+    made = sorted(made, key=lambda result: result.index)
+    columns = request.n if len(request.prompts) > 1 and 1 < request.n <= 16 else None
+    labels = [f"{result.seed}: {result.prompt}" for result in made]
+    make_folder(file.parent)
+    # The mark by which a later run knows that it may replace this file.
+    save_png(contact_sheet([result.image for result in made], labels, columns), file, {"sheet": len(made)})
+
+
+def _compare(like: Path, recipe: dict[str, Any], path: Path) -> int:
+    """Say so where the new picture is not the old one; 1 where even the pixels differ."""
+    from PIL import Image
+
+    import unfog
+
+    if path.read_bytes() == like.read_bytes():
+        return 0
+    with Image.open(like) as before, Image.open(path) as after:
+        same = (before.mode, before.size, before.tobytes()) == (after.mode, after.size, after.tobytes())
+    whose = f"{like} was made by unfog {recipe['version']}, this is {unfog.__version__}"
+    why = (
+        whose
+        if recipe["version"] != unfog.__version__
+        else "made on another processor or with other libraries"
+    )
+    complain(
+        f"--like: {path} has {'the same pixels but another file' if same else 'different pixels'} ({why})"
+    )
+    return 0 if same else 1

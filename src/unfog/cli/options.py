@@ -1,0 +1,31 @@
+"""Types of the command line's options: numbers, read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token
+
+
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    """cyclopts alone would round 7.5 to 8 without a word."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value[:40]!r} is not a whole number") from None
+
+
+def _real(_: Any, tokens: Sequence[Token]) -> float:
+    """nan and inf pass here; the request refuses them, as it does for every other caller."""
+    try:
+        return float(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value[:40]!r} is not a number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+Real = Annotated[float, Parameter(converter=_real)]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+# The one option with a short name only, as everybody writes it: -n 4.
+Count = Annotated[Whole, Parameter(name="-n")]

@@ -1,0 +1,55 @@
+"""`unfog train`: a model from a recipe file, or from a folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unfog.cli.options import Flag, Real, Whole
+
+
+def train(
+    source: Path,
+    /,
+    *,
+    out: Path = Path("unfog-model"),
+    steps: Whole | None = None,
+    minutes: Real | None = None,
+    resume: Flag = False,
+) -> None:
+    """Train a model by a recipe file, or on a folder or .zip of your own pictures.
+
+    Try:
+      unfog train my-pictures/ --out my-model --minutes 30
+      unfog train recipes/emoji-64.json
+      unfog train my-pictures/ --out my-model --resume
+
+    Parameters
+    ----------
+    source
+        A recipe file, or a folder or .zip of pictures (with metadata.jsonl, or a .txt beside each picture,
+        or one sub-folder a class).
+    out
+        The model folder to write.
+    steps
+        Training steps; without it, the recipe's own.
+    minutes
+        Stop, save and finish after this long.
+    resume
+        Go on from the last checkpoint in --out; the result is as if the run had never stopped.
+    """
+    from unfog.errors import UserError
+    from unfog.requests import TrainRequest, check
+
+    given = {"steps": steps, "minutes": minutes}
+    fields = {key: value for key, value in given.items() if value is not None}
+    request = check(TrainRequest, {"source": source, "out": out, "resume": resume, **fields})
+    if not source.exists():
+        raise UserError(
+            f"{source}: no such file or folder; give a recipe file, or a folder or .zip of pictures"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file, not a folder; choose another place")
+    from unfog.training import run_recipe
+
+    run_recipe(request)
+    print(out)

@@ -1,0 +1,55 @@
+"""What diffusion is: schedule → denoiser → sampler, with torch and numpy only.
+
+A **schedule** (α, σ) mixes data with noise; a **denoiser** returns E[x0 | x_t]; a **sampler** walks back.
+"""
+
+from unfog.diffusion.denoisers import (
+    DataSetDenoiser,
+    Denoiser,
+    GaussianDenoiser,
+    MixtureDenoiser,
+    Preconditioned,
+)
+from unfog.diffusion.grids import GRIDS, make_grid
+from unfog.diffusion.guidance import GUIDANCES, guide
+from unfog.diffusion.losses import TIMES, WEIGHTS, denoising_loss, stratified
+from unfog.diffusion.noise import Noise
+from unfog.diffusion.plan import Plan, State, advance, begin, run, sample
+from unfog.diffusion.predictions import PREDICTIONS, Prediction, prediction_from_config
+from unfog.diffusion.processes import Gaussian, Process, process_from_config
+from unfog.diffusion.samplers import SAMPLERS, make_plan
+from unfog.diffusion.schedules import SCHEDULES, Schedule, schedule_from_config
+
+__all__ = [
+    "GRIDS",
+    "GUIDANCES",
+    "PREDICTIONS",
+    "SAMPLERS",
+    "SCHEDULES",
+    "TIMES",
+    "WEIGHTS",
+    "DataSetDenoiser",
+    "Denoiser",
+    "Gaussian",
+    "GaussianDenoiser",
+    "MixtureDenoiser",
+    "Noise",
+    "Plan",
+    "Prediction",
+    "Preconditioned",
+    "Process",
+    "Schedule",
+    "State",
+    "advance",
+    "begin",
+    "denoising_loss",
+    "guide",
+    "make_grid",
+    "make_plan",
+    "prediction_from_config",
+    "process_from_config",
+    "run",
+    "sample",
+    "schedule_from_config",
+    "stratified",
+]

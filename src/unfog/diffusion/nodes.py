@@ -1,0 +1,58 @@
+"""The noise levels of a grid as numbers, and the one exact first-order step between two of them.
+
+    x_j = A·x_i + B·D + C·z      r = (σ_j/α_j)/(σ_i/α_i)
+    A = (σ_j/σ_i)·√(1 − η²(1 − r²)),   B = α_j − α_i·A,   C = η·σ_j·√(1 − r²)
+
+It needs no α_i > 0 and no σ_j > 0, so it starts from pure noise and lands on clean data without a special
+case.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfog.diffusion.grids import check_grid
+from unfog.diffusion.schedules import Schedule
+from unfog.errors import UserError
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """t, α, σ and half log-SNR (±inf at the ends) along a grid, each (steps + 1,) float64."""
+
+    t: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    half: np.ndarray
+
+    @staticmethod
+    def of(schedule: Schedule, grid: np.ndarray) -> Nodes:
+        """The nodes of `grid`, checked to fall strictly."""
+        t = check_grid(grid)
+        nodes = Nodes(t, schedule.alpha(t), schedule.sigma(t), 0.5 * schedule.logsnr(t))
+        if not (np.diff(nodes.half) > 0.0).all() or not (nodes.sigma[:-1] > 0.0).all():
+            raise UserError(
+                "grid: two neighbouring times have the same noise level; use fewer steps or another grid"
+            )
+        return nodes
+
+    @property
+    def steps(self) -> int:
+        return len(self.t) - 1
+
+    def ratio(self, i: int) -> float:
+        """r = (σ/α at i + 1)/(σ/α at i) in [0, 1)."""
+        return float(self.sigma[i + 1] * self.alpha[i] / (self.alpha[i + 1] * self.sigma[i]))
+
+    def first_order(self, i: int, eta: float = 0.0) -> tuple[float, float, float]:
+        """A, B, C of the step from node i to i + 1: DDIM with this eta; 0 is Euler, 1 is ancestral sampling.
+
+        Source: Song et al. 2021 (DDIM), arXiv:2010.02502, eq. 12 and 16, for any α and σ.
+        """
+        loss = 1.0 - self.ratio(i) ** 2
+        keep = float(self.sigma[i + 1] / self.sigma[i]) * math.sqrt(1.0 - eta * eta * loss)
+        new = eta * float(self.sigma[i + 1]) * math.sqrt(loss)
+        return keep, float(self.alpha[i + 1] - self.alpha[i] * keep), new

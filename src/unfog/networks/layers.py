@@ -1,0 +1,98 @@
+"""Parts that several networks share: the embedding of log-SNR, normalisation, initial values, conditioning."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Cond = dict[str, Tensor]
+
+
+def fourier(logsnr: Tensor, dim: int, max_period: float = 40.0) -> Tensor:
+    """Sine and cosine features of log-SNR: (B,) -> (B, dim) float32.
+
+    Frequencies are geometric with periods from `max_period` (the whole useful range of log-SNR, about −20 to 20)
+    down to `max_period`/1000. Source: Vaswani et al. 2017, arXiv:1706.03762, sec. 3.5.
+    """
+    half = dim // 2
+    frequencies = torch.exp(torch.linspace(0, math.log(1000), half, device=logsnr.device)) * (2 * math.pi / max_period)
+    angle = logsnr.float()[:, None] * frequencies
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def zero_(module: nn.Module) -> nn.Module:
+    """Set a module's parameters to zero, so that the branch it ends starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean x² + eps) · weight over the last axis, in float32. Source: arXiv:1910.07467."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * self.weight.float()).to(x.dtype)
+
+
+class Conditioning(nn.Module):
+    """One vector a picture from log-SNR, class and the mean text state; the text tokens apart.
+
+    `cond["text"]` (B, T, text_dim), `cond["text_mask"]` (B, T) True where a token is real, `cond["class"]` (B,) long in
+    [0, classes], where `classes` itself means "no class". A key that is absent counts as no text or no class.
+    """
+
+    def __init__(self, width: int, text_dim: int = 0, classes: int = 0) -> None:
+        super().__init__()
+        self.width, self.text_dim, self.classes = width, text_dim, classes
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.pooled = nn.Linear(text_dim, width) if text_dim else None
+        if self.label is not None:
+            nn.init.normal_(self.label.weight, std=0.02)
+
+    def forward(self, logsnr: Tensor, cond: Cond | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """-> vector (B, width), tokens (B, T, text_dim) or None, token mask (B, T) or None."""
+        cond = cond or {}
+        vector = self.time(fourier(logsnr, self.width).to(self.time[0].weight.dtype))
+        if self.label is not None:
+            label = cond.get("class")
+            if label is None:
+                label = torch.full((len(logsnr),), self.classes, device=logsnr.device)
+            vector = vector + self.label(label)
+        if self.pooled is None or "text" not in cond:
+            return vector, None, None
+        text = cond["text"].to(self.pooled.weight.dtype)
+        mask = cond.get("text_mask")
+        if mask is None:
+            mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        weight = mask.to(text.dtype)[..., None]
+        vector = vector + self.pooled((text * weight).sum(1) / weight.sum(1).clamp(min=1))
+        return vector, text, mask
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x · (1 + scale) + shift, with (B, C) broadcast over the middle of (B, L, C)."""
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+class SwiGLU(nn.Module):
+    """W_out(silu(W_gate x) · W_in x). Source: Shazeer 2020, arXiv:2002.05202."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, 2 * hidden, bias=False)
+        self.out = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.inner(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)

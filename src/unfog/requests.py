@@ -1,0 +1,300 @@
+"""What may be asked of unfog, and what it answers: one schema for Python, command line, file and HTTP.
+
+A request is a frozen pydantic model that refuses unknown fields, wrong types and NaN; `check` turns whatever
+pydantic finds into one line that names the field, what is wrong, and what to give instead. The answer to a
+`GenerateRequest` is a stream of `Progress` and `Result` events. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from unfog.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST_SEED = 2**63 - 1
+LONGEST_PROMPT = 2_000  # characters; the text encoder reads far fewer, so a longer one is a mistake
+MOST_PROMPTS = 1_000
+# Drawn seeds stay short enough to be read aloud and to fit every program's integer.
+DRAWN_SEEDS = 2**31
+
+
+def _whole(value: object) -> object:
+    """A whole number from anything that is one (numpy's too), never from a bool, a float or a string."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError("is not a whole number")
+    return operator.index(value)  # type: ignore[arg-type]
+
+
+def _real(value: object) -> object:
+    """Numbers only: pydantic alone would read True as 1.0 and "7" as 7.0."""
+    if isinstance(value, (bool, str, bytes)):
+        raise ValueError("is not a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Real = Annotated[float, BeforeValidator(_real)]
+Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Request(BaseModel):
+    """What requests share: unknown fields and NaN are refused, text is stripped, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
+
+
+class GenerateRequest(Request):
+    """Pictures from text: each prompt with the seeds seed, seed + 1, ..., seed + n - 1."""
+
+    prompts: list[Prompt] = Field(
+        min_length=1,
+        max_length=MOST_PROMPTS,
+        description=f"1 to {MOST_PROMPTS:,} prompts, each of 1 to {LONGEST_PROMPT:,} characters",
+    )
+    style: Name | None = Field(None, description="a style of the model, or leave it out for any style")
+    steps: Whole | None = Field(
+        None,
+        ge=1,
+        le=1_000,
+        description="a whole number from 1 to 1000, or leave it out for the model's default",
+    )
+    scale: Real | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="a number from 0 to 100 (1 = no guidance), or leave it out for the model's default",
+    )
+    n: Whole = Field(
+        1, ge=1, le=10_000, description="a whole number from 1 to 10000, the pictures of each prompt"
+    )
+    seed: Whole | None = Field(
+        None,
+        ge=0,
+        le=LARGEST_SEED,
+        description="a whole number from 0 with seed + n - 1 at most 2**63 - 1, or leave it out to draw one",
+    )
+    sampler: Name | None = Field(
+        None, description="a sampler's name, or leave it out for the model's default"
+    )
+    negative: str | None = Field(
+        None,
+        max_length=LONGEST_PROMPT,
+        description=f"what to avoid, in at most {LONGEST_PROMPT:,} characters",
+    )
+    batch: Whole = Field(
+        1,
+        ge=1,
+        le=4_096,
+        description="a whole number from 1 to 4096, the pictures made at once; "
+        "1 makes each byte-identical to itself made alone, more is faster and may differ in the last bits",
+    )
+
+    @field_validator("negative")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None  # so that two requests that mean the same have the same recipe
+
+    @field_validator("seed")
+    @classmethod
+    def _last_seed_fits(cls, value: int | None, info: ValidationInfo) -> int | None:
+        n = info.data.get("n", 1)
+        if value is not None and value + n - 1 > LARGEST_SEED:
+            raise ValueError(f"and n = {n} lead past the largest seed")
+        return value
+
+    def settled(self) -> GenerateRequest:
+        """The same request with a seed drawn at random where none was given."""
+        if self.seed is not None:
+            return self
+        return self.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)})
+
+    def pictures(self) -> list[tuple[str, int]]:
+        """(prompt, seed) of each picture in the order of `Result.index`: prompt by prompt, seeds rising.
+
+        Raises: UserError where no seed is set (see `settled`).
+        """
+        if self.seed is None:
+            raise UserError("seed: none is set; give one, or call settled() to draw one")
+        return [(prompt, self.seed + k) for prompt in self.prompts for k in range(self.n)]
+
+
+class TrainRequest(Request):
+    """Train a model by a recipe file, or on a folder or zip of one's own pictures."""
+
+    source: Path = Field(description="a recipe file (.json), or a data folder or .zip")
+    out: Path = Field(Path("unfog-model"), description="the model folder to write")
+    steps: Whole | None = Field(
+        None, ge=1, le=100_000_000, description="a whole number from 1, or leave it out for the recipe's own"
+    )
+    minutes: Real | None = Field(
+        None,
+        gt=0,
+        le=60 * 24 * 365,
+        description="minutes above 0 after which to stop and save, or leave it out",
+    )
+    resume: bool = Field(False, strict=True, description="true to go on from the last checkpoint in `out`")
+
+
+class EvaluateRequest(Request):
+    """Compare a model's pictures with a data set's."""
+
+    model: Name = Field(description="the name of a shipped model, or a model folder")
+    against: str = Field(
+        "emoji-64", min_length=1, description="the name of a shipped data set, or a data folder or .zip"
+    )
+    n: Whole = Field(
+        256, ge=2, le=1_000_000, description="a whole number from 2 to 1000000, the pictures to make"
+    )
+    seed: Whole = Field(
+        0, ge=0, le=LARGEST_SEED - 1_000_000, description="a whole number from 0, the first seed"
+    )
+    out: Path | None = Field(None, description="the file to write the report to, or leave it out")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of work of the whole request (never falling), with a preview now and then."""
+
+    done: int
+    total: int
+    preview: Image | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished picture: straight-alpha RGBA, where it stands in the request, and all that remakes it.
+
+    `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, model, model_hash and version.
+    """
+
+    image: Image
+    prompt: str
+    seed: int
+    index: int
+    milliseconds: float
+    recipe: dict[str, Any]
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+def check(kind: type[AnyRequest], fields: Mapping[str, Any]) -> AnyRequest:
+    """The request of this kind with these fields. Raises: UserError, one line, where a field is wrong."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise one_line(kind, error) from None
+
+
+def one_line(kind: type[Request], error: ValidationError) -> UserError:
+    """pydantic's first finding as one line: the field, what is wrong with it, what to give."""
+    findings = error.errors(include_url=False)
+    first = findings[0]
+    field = str(first["loc"][0]) if first["loc"] else kind.__name__
+    if first["type"] == "extra_forbidden":
+        return unknown("field", field, kind.model_fields)
+    if first["type"] == "missing":
+        wrong = "is missing"
+    else:
+        wrong = _wrong(first["type"], first.get("input"), first.get("ctx", {}), first["msg"])
+    # "prompts 3" is the third prompt; people count from 1.
+    place = (
+        f"{field} {first['loc'][1] + 1}"
+        if len(first["loc"]) > 1 and isinstance(first["loc"][1], int)
+        else field
+    )
+    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    hint = kind.model_fields[field].description if field in kind.model_fields else "see the documentation"
+    return UserError(f"{place}: {wrong}; give {hint}{more}")
+
+
+def _wrong(kind: str, value: object, ctx: Mapping[str, Any], message: str) -> str:
+    """What is wrong with a value, in words that fit behind the field's name."""
+    if kind in ("string_too_short", "too_short"):
+        return "is empty"
+    if kind == "string_too_long":
+        return f"has {len(str(value)):,} characters"
+    if kind == "too_long":
+        return f"has {ctx.get('actual_length')} entries"
+    if kind == "string_unicode":
+        return "is not valid text (broken Unicode)"
+    if kind == "value_error":
+        return f"{shown(value)} {ctx['error']}"
+    if kind == "finite_number":
+        return f"{shown(value)} is not a finite number"
+    for rule, words in (("ge", "is less than"), ("gt", "is not above"), ("le", "is more than")):
+        if rule in ctx:
+            return f"{shown(value)} {words} {ctx[rule]}"
+    return f"{shown(value)} is refused ({message[:1].lower()}{message[1:]})"
+
+
+def shown(value: object, longest: int = 40) -> str:
+    """A value short enough for one line, quoted, with no line break or control character in it."""
+    if isinstance(value, str):
+        value = value[: longest + 1]  # before repr: a user may send megabytes
+    elif isinstance(value, int) and value.bit_length() > 128:
+        return "a number beyond 2**128"  # Python refuses to print very long integers
+    text = repr(value)
+    return text if len(text) <= longest + 2 else text[: longest - 1] + "…"
+
+
+def unknown(what: str, value: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is none of the known ones, with the nearest of them."""
+    names = sorted(known)
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(value[:200].lower(), lower, n=1, cutoff=0.5)
+    if near:
+        advice = f"did you mean {lower[near[0]]}?"
+    elif not names:
+        advice = f"there is no {what} to choose here; leave it out"
+    else:
+        listed = ", ".join(names[:20])
+        advice = f"give one of: {listed}" + (" ..." if len(names) > 20 else "")
+    return UserError(f"{what}: {shown(value)} is unknown; {advice}")
+
+
+def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:
+    """The request that remakes one picture from the recipe inside it.
+
+    Raises: UserError where the recipe lacks what a picture depends on.
+    """
+    needed = (
+        "prompt",
+        "negative",
+        "style",
+        "seed",
+        "sampler",
+        "steps",
+        "scale",
+        "model",
+        "model_hash",
+        "version",
+    )
+    missing = [key for key in needed if key not in recipe]
+    if missing:
+        raise UserError(f"recipe: {', '.join(missing)} missing; give a picture that unfog made")
+    for key in ("seed", "steps", "scale", "sampler", "model", "model_hash"):
+        if recipe[key] is None:
+            raise UserError(f"recipe: {key} is not set; give a picture that unfog made")
+    fields = {key: recipe[key] for key in ("negative", "style", "seed", "sampler", "steps", "scale")}
+    return check(GenerateRequest, {"prompts": [recipe["prompt"]], **fields})

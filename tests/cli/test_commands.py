@@ -1,0 +1,165 @@
+"""The other commands, help, and what start-up loads."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import unfog.requests
+from unfog.requests import EvaluateRequest, TrainRequest
+
+# These tests start new processes, which must find the same unfog wherever they run.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(unfog.requests.__file__).parents[1])}
+HEAVY = ("torch", "numpy", "PIL", "pydantic", "rich.progress", "safetensors")
+
+
+def python(*words):
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=60, env=ENVIRONMENT
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["train", "--help"]])
+def test_help_loads_nothing_heavy(words):
+    code = f"import sys; from unfog.cli import main; code = main({words!r}); "
+    code += f"print(code, [m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    done = python("-c", code)
+    assert done.stderr == "0 []\n"
+    assert "Usage: unfog" in done.stdout and "unfog generate" in done.stdout or "unfog train" in done.stdout
+
+
+def test_importing_the_command_line_loads_not_even_cyclopts():
+    done = python(
+        "-c", f"import sys, unfog.cli; print([m for m in {(*HEAVY, 'cyclopts')!r} if m in sys.modules])"
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["nope"], ["--frob"], ["train"], ["train", "a", "b"], ["evaluate"], ["models", "x"]]
+)
+def test_unknown_words_are_one_line(words, unfog_command):
+    code, out, err = unfog_command(*words)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "--help`" in err[0]
+
+
+def test_help_and_version(unfog_command):
+    code, out, err = unfog_command("--help")
+    assert (code, err) == (0, [])
+    assert all(
+        any(f" {name} " in line for line in out) for name in ("generate", "train", "evaluate", "models")
+    )
+    assert unfog_command("--version") == (0, ["1.2.3"], [])
+    assert unfog_command()[0] == 0
+
+
+def test_python_m_unfog_exit_code_and_single_line():
+    done = python("-m", "unfog", "generate", "x", "--steps", "0")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "steps" in done.stderr
+
+
+def test_models(unfog_command, model, monkeypatch, tmp_path):
+    for name in ("emoji-64", "text-encoder"):
+        (tmp_path / "shipped" / name).mkdir(parents=True)
+    (tmp_path / "shipped" / "emoji-64" / "model.json").write_text("{}")
+    monkeypatch.setattr("unfog.cli.models.SHIPPED", tmp_path / "shipped")
+    code, out, _ = unfog_command("models")
+    assert code == 0 and out[0] == "emoji-64 (0123abcd)" and "twemoji" in out[1] and "steps 4" in out[2]
+    code, (line,), _ = unfog_command("models", "--json")
+    assert json.loads(line) == {
+        "name": "emoji-64",
+        "hash": "0123abcd",
+        "styles": ["noto", "twemoji", "fluent-3d"],
+        "defaults": {"steps": 4, "scale": 2.0, "sampler": "ddim"},
+    }
+
+
+REPORT = {"model": "my-model", "distance": {"value": 0.123456, "low": 0.1}}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stand-ins for training and evaluation that record their requests."""
+    seen = []
+    training, evaluation = types.ModuleType("unfog.training"), types.ModuleType("unfog.evaluation")
+    training.run_recipe = seen.append
+    evaluation.evaluate = lambda request: seen.append(request) or REPORT
+    monkeypatch.setitem(sys.modules, "unfog.training", training)
+    monkeypatch.setitem(sys.modules, "unfog.evaluation", evaluation)
+    return seen
+
+
+def test_train(unfog_command, calls):
+    Path("data").mkdir()
+    words = ("--out", "model", "--steps", 5, "--minutes", 0.5, "--resume")
+    assert unfog_command("train", "data", *words) == (0, ["model"], [])
+    assert calls == [TrainRequest(source=Path("data"), out=Path("model"), steps=5, minutes=0.5, resume=True)]
+    Path("file").write_text("")
+    for bad in (["none"], ["data", "--steps", 0], ["data", "--minutes", "nan"], ["data", "--out", "file"]):
+        code, out, err = unfog_command("train", *bad)
+        assert (code, out, len(err)) == (2, [], 1)
+    assert len(calls) == 1 and not Path("none").exists()
+
+
+def test_evaluate(unfog_command, calls):
+    code, out, err = unfog_command("evaluate", "my-model", "--against", "data", "-n", 64, "--seed", 3)
+    assert (code, out, err) == (0, ["model: my-model", "distance:", "  value: 0.1235", "  low: 0.1"], [])
+    assert json.loads(unfog_command("evaluate", "my-model", "--json")[1][0]) == REPORT
+    assert calls.pop() == EvaluateRequest(model="my-model")
+    assert calls == [EvaluateRequest(model="my-model", against="data", n=64, seed=3)]
+    for bad in (["m", "-n", 1], ["m", "--seed", -1], [""]):
+        code, out, err = unfog_command("evaluate", *bad)
+        assert (code, out, len(err)) == (2, [], 1)
+
+
+PROGRAM = """
+import sys, time, types, unfog
+from unfog.cli import main
+def stream(request):
+    print("ready", flush=True)
+    while True:
+        {body}
+    yield
+unfog.load = lambda name: types.SimpleNamespace(styles=[], stream=stream, name="m", hash="h", defaults={{}})
+sys.exit(main(["generate", "x"]))
+"""
+
+
+def start(body, folder):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    code = PROGRAM.format(body=body)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT, text=True, **pipes)
+
+
+def test_ctrl_c_has_no_traceback(tmp_path):
+    with start("time.sleep(30)", tmp_path) as run:
+        assert run.stdout.readline() == "ready\n"
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=30)
+    assert (run.returncode, out, err) == (130, "", "unfog: stopped\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_is_no_traceback(tmp_path):
+    with start('print("x" * 99, flush=True)', tmp_path) as run:
+        assert run.stdout.readline() == "ready\n"
+        run.stdout.close()
+        assert run.wait(timeout=30) == 1
+        assert run.stderr.read() == ""
+
+
+def test_paths_that_are_not_utf8_are_printed_as_they_are(tmp_path):
+    code = "import sys, types; from unfog.cli import main; training = types.ModuleType('unfog.training'); "
+    code += "training.run_recipe = lambda request: None; "
+    code += "sys.modules['unfog.training'] = training; sys.exit(main())"
+    words = [sys.executable, "-c", code, "train", ".", "--out", b"\xe9"]
+    done = subprocess.run(words, capture_output=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\xe9\n", b"")

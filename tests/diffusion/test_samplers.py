@@ -1,0 +1,408 @@
+"""Samplers: observed order, exact answers, equality with independent statements, finite ends."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unfog.diffusion import samplers as package
+from unfog.diffusion.denoisers import GaussianDenoiser, MixtureDenoiser, Preconditioned
+from unfog.diffusion.grids import make_grid
+from unfog.diffusion.noise import Noise
+from unfog.diffusion.plan import sample
+from unfog.diffusion.predictions import Prediction
+from unfog.diffusion.processes import Gaussian
+from unfog.diffusion.samplers import SAMPLERS, make_plan, sampler_name
+from unfog.diffusion.schedules import EDM, VP, Cosine, Linear, Shifted, Table
+from unfog.errors import UserError
+
+SCHEDULES = {
+    "cosine": Cosine(),
+    "linear": Linear(),
+    "vp": VP(),
+    "edm": EDM(sigma_max=100.0),
+    "table": Table.cosine(),
+    "zero_snr": Table.linear().zero_terminal_snr(),
+    "shifted": Shifted(Linear(), 3.0),
+}
+PLANS = [(name, {}) for name in SAMPLERS] + [("dpmpp_2m", {"kind": "exact"}), ("ddim", {"eta": 0.5})]
+DETERMINISTIC = [(name, options) for name, options in PLANS if name != "ddpm" and "eta" not in options]
+every_plan = pytest.mark.parametrize(("name", "options"), PLANS)
+deterministic = pytest.mark.parametrize(("name", "options"), DETERMINISTIC)
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+LOW, HIGH = -8.0, 6.0
+
+
+def mixture(schedule):
+    means = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    weights, stds = torch.tensor([0.3, 0.5, 0.2]), torch.tensor([0.3, 0.5, 0.25])
+    return MixtureDenoiser(Gaussian(schedule), weights, means, stds=stds)
+
+
+def levels(steps):
+    """Log-SNR from LOW to HIGH in uneven steps."""
+    u = np.linspace(0.0, 1.0, steps + 1)
+    return LOW + (HIGH - LOW) * (u + 0.08 * np.sin(2 * np.pi * u))
+
+
+def start(count):
+    """y = x/α at log-SNR LOW, the same for all schedules."""
+    y = Noise(range(count)).normal((4,), 0, dtype=torch.float64)
+    return y * math.sqrt(math.exp(-LOW) + 1.0)
+
+
+def walk(name, schedule, steps, y, denoise=None, **options):
+    """y = x/α at the end of a grid of levels."""
+    grid = schedule.time(levels(steps))
+    plan = make_plan(name, schedule, grid, **options)
+    x = sample(plan, denoise or mixture(schedule), y * schedule.alpha(float(grid[0])))
+    return x / schedule.alpha(float(grid[-1]))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """dy/dλ = D − y for λ = logsnr/2, by the classical Runge–Kutta method: no sampler is involved."""
+    schedule, y = Linear(), start(100)
+    exact = mixture(schedule)
+
+    def slope(half, y):
+        t = schedule.time(2.0 * half)
+        return exact(y * schedule.alpha(t), t) - y
+
+    steps = 400
+    h = 0.5 * (HIGH - LOW) / steps
+    for i in range(steps):
+        half = 0.5 * LOW + i * h
+        k1 = slope(half, y)
+        k2 = slope(half + h / 2, y + h / 2 * k1)
+        k3 = slope(half + h / 2, y + h / 2 * k2)
+        k4 = slope(half + h, y + h * k3)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return y
+
+
+@deterministic
+@every_schedule
+def test_observed_order_is_the_declared_one(name, options, schedule, reference):
+    errors = [
+        (walk(name, schedule, steps, start(100), **options) - reference).norm(dim=1).median().item()
+        for steps in (24, 48, 96)
+    ]
+    slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    assert abs(slopes[-1] - SAMPLERS[name].order) < 0.2, (slopes, errors)
+
+
+@deterministic
+@pytest.mark.parametrize("schedule", [Linear(), VP(), EDM()], ids=["linear", "vp", "edm"])
+def test_order_holds_for_every_prediction(name, options, schedule, reference):
+    """An exact network in each prediction walks the path of the exact denoiser, so its order is the same."""
+    exact = mixture(schedule)
+    y = start(20)
+    direct = walk(name, schedule, 24, y, **options)
+    for kind in ("x0", "eps", "v", "flow", "score", "edm"):
+        prediction = Prediction(kind)
+
+        def network(given, logsnr, cond, prediction=prediction):
+            # The float32 log-SNR is too coarse for this comparison, so the time comes by the side door.
+            t = network.t
+            alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+            x_t = given / prediction.c_in(alpha, sigma)
+            c_skip, c_out, _, _ = prediction.affine(alpha, sigma)
+            return (exact(x_t, t) - c_skip * x_t) / c_out
+
+        denoiser = Preconditioned(network, exact.process, prediction)
+
+        def denoise(x, t, network=network, denoiser=denoiser):
+            network.t = t
+            return denoiser(x, t)
+
+        torch.testing.assert_close(
+            walk(name, schedule, 24, y, denoise, **options), direct, rtol=1e-8, atol=1e-8
+        )
+
+
+@deterministic
+def test_swapping_the_schedule_changes_nothing(name, options):
+    """In y = x/α at equal log-SNR all schedules are one."""
+    y = start(20)
+    results = [walk(name, schedule, 12, y, **options) for schedule in SCHEDULES.values()]
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-8, atol=1e-9)
+
+
+@every_plan
+@every_schedule
+@pytest.mark.parametrize("grid", ["uniform", "logsnr", "karras"])
+def test_finite_from_pure_noise_to_clean_data(name, options, schedule, grid):
+    exact = mixture(schedule)
+    x = Noise([1, 2]).normal((4,), 0) * exact.process.prior_std()
+    for steps in (1, 2, 3, 20):
+        plan = make_plan(name, schedule, make_grid(grid, schedule, steps), **options)
+        out = sample(plan, exact, x, Noise([1, 2]))
+        assert torch.isfinite(out).all() and out.abs().max() < 10
+        assert plan.end == 0.0
+
+
+@every_plan
+def test_last_step_lands_on_the_denoised_result(name, options):
+    """No noise is left at t = 0: the result is the last D itself."""
+    schedule = VP()
+    seen = []
+    exact = mixture(schedule)
+
+    def look(x, t):
+        seen.append(exact(x, t))
+        return seen[-1]
+
+    plan = make_plan(name, schedule, make_grid("logsnr", schedule, 9), **options)
+    out = sample(plan, look, Noise([1]).normal((4,), 0), Noise([1]))
+    torch.testing.assert_close(out, seen[-1])
+    assert plan.c[-1] == 0.0
+
+
+@every_plan
+def test_nfe(name, options):
+    for steps in (1, 5, 20):
+        landing = make_plan(name, Cosine(), make_grid("logsnr", Cosine(), steps), **options)
+        short = make_plan(name, Cosine(), make_grid("logsnr", Cosine(), steps, end=0.1), **options)
+        assert short.nfe == steps * SAMPLERS[name].nfe_per_step
+        assert landing.nfe == (2 * steps - 1 if name == "heun" else steps)
+
+
+@deterministic
+@every_schedule
+def test_from_pure_noise_on_a_gaussian(name, options, schedule):
+    """The flow of a Gaussian is known: x(0) = μ + s·(x(1) − αμ)/√(α²s² + σ²)."""
+    mean, std = torch.tensor([0.4, -0.8], dtype=torch.float64), 0.5
+    exact = GaussianDenoiser(Gaussian(schedule), mean, std=std)
+    alpha, sigma = schedule.alpha(1.0), schedule.sigma(1.0)
+    x = Noise(range(50)).normal((2,), 0, dtype=torch.float64) * math.hypot(alpha, sigma)
+    truth = mean + std * (x - alpha * mean) / math.sqrt(alpha**2 * std**2 + sigma**2)
+    errors = []
+    for steps in (40, 80):
+        out = sample(make_plan(name, schedule, make_grid("logsnr", schedule, steps), **options), exact, x)
+        errors.append((out - truth).norm(dim=1).median().item())
+    assert errors[1] < 0.7 * errors[0] and errors[1] < 0.03
+
+
+def test_uniform_flow_grid_converges_through_its_infinite_ends():
+    schedule = Linear()
+    exact, x = mixture(schedule), Noise(range(50)).normal((4,), 0, dtype=torch.float64)
+    truth = sample(make_plan("heun", schedule, make_grid("uniform", schedule, 800)), exact, x)
+    for name, slope in (("euler", 0.85), ("heun", 1.7), ("dpmpp_2m", 1.2)):
+        errors = [
+            (sample(make_plan(name, schedule, make_grid("uniform", schedule, n)), exact, x) - truth)
+            .norm(dim=1)
+            .median()
+            .item()
+            for n in (40, 80)
+        ]
+        assert math.log2(errors[0] / errors[1]) > slope
+
+
+# Statistics of the stochastic samplers
+
+
+def propagate(plan, schedule, mean, std, m, v):
+    """Exact mean and variance after a one-evaluation plan on N(mean, std²): every row is affine in x."""
+    for t, a, b, c in zip(plan.t, plan.a, plan.b[:, 0], plan.c, strict=True):
+        alpha, sigma = schedule.alpha(float(t)), schedule.sigma(float(t))
+        gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
+        m = a * m + b * (mean + gain * (m - alpha * mean))
+        v = (a + b * gain) ** 2 * v + c**2
+    return m, v
+
+
+@every_schedule
+@pytest.mark.parametrize(("name", "options"), [("ddpm", {}), ("ddim", {"eta": 0.5})])
+def test_stochastic_samplers_reach_the_exact_gaussian(name, options, schedule):
+    mean, std = 0.7, 0.5
+    alpha, sigma = schedule.alpha(1.0), schedule.sigma(1.0)
+    gaps = []
+    for steps in (50, 100, 200):
+        plan = make_plan(name, schedule, make_grid("logsnr", schedule, steps), **options)
+        m, v = propagate(plan, schedule, mean, std, alpha * mean, alpha**2 * std**2 + sigma**2)
+        gaps.append(max(abs(m - mean), abs(math.sqrt(v) - std)))
+    assert gaps[2] < 0.02 and gaps[2] < 0.75 * gaps[1] < 0.6 * gaps[0]
+
+
+def test_drawn_samples_have_the_propagated_moments():
+    schedule, mean, std, n = VP(), 0.7, 0.5, 4000
+    exact = GaussianDenoiser(Gaussian(schedule), torch.full((n,), mean), std=std)
+    seeds = list(range(5))
+    for steps in (3, 12):
+        plan = make_plan("ddpm", schedule, make_grid("logsnr", schedule, steps))
+        x = Noise(seeds).normal((n,), 0, dtype=torch.float64)
+        out = sample(plan, exact, x, Noise(seeds))
+        m, v = propagate(plan, schedule, mean, std, 0.0, 1.0)
+        total = out.numel()
+        assert out.mean().item() == pytest.approx(m, abs=4 * math.sqrt(v / total))
+        assert out.var().item() == pytest.approx(v, rel=4 * math.sqrt(2 / total))
+
+
+# Independent statements of the published algorithms
+
+
+def test_ddpm_step_is_the_published_posterior():
+    """Ho et al., eq. 7, on neighbouring indices of the table."""
+    table = Table.linear(20, 1e-3, 0.4)
+    beta = np.linspace(1e-3, 0.4, 20)
+    bar = np.cumprod(1 - beta)
+    plan = make_plan("ddpm", table, make_grid("trailing", table, 20))
+    for row, n in enumerate(range(19, 0, -1)):
+        assert plan.b[row, 0] == pytest.approx(math.sqrt(bar[n - 1]) * beta[n] / (1 - bar[n]), rel=1e-9)
+        assert plan.a[row] == pytest.approx(
+            math.sqrt(1 - beta[n]) * (1 - bar[n - 1]) / (1 - bar[n]), rel=1e-9
+        )
+        assert plan.c[row] ** 2 == pytest.approx((1 - bar[n - 1]) / (1 - bar[n]) * beta[n], rel=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_is_the_published_update(eta):
+    """Song et al., eq. 12 and 16, in ᾱ and ε, with steps that do not divide N."""
+    table = Table.scaled_linear()
+    exact = mixture(table)
+    grid = make_grid("trailing", table, 7)
+    noise = Noise([3])
+    x = noise.normal((4,), 0, dtype=torch.float64)
+    got = sample(make_plan("ddim", table, grid, eta=eta), exact, x, noise)
+    bar = np.append(
+        np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2), 1.0
+    )  # bar[-1]: clean data
+    visited = [table.index(t) for t in grid[:-1].tolist()] + [-1]
+    for i, (n, m) in enumerate(zip(visited[:-1], visited[1:], strict=True)):
+        x0 = exact(x, table.time_of(n))
+        eps = (x - math.sqrt(bar[n]) * x0) / math.sqrt(1 - bar[n])
+        s = eta * math.sqrt((1 - bar[m]) / (1 - bar[n])) * math.sqrt(1 - bar[n] / bar[m])
+        z = noise.normal((4,), 1 + i, dtype=torch.float64)
+        x = math.sqrt(bar[m]) * x0 + math.sqrt(1 - bar[m] - s * s) * eps + s * z
+    torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-10)
+
+
+def test_euler_on_flow_is_the_plain_euler_method():
+    schedule = Linear()
+    exact = mixture(schedule)
+    x = Noise([3]).normal((4,), 0, dtype=torch.float64)
+    grid = make_grid("uniform", Shifted(schedule, 1.0), 10)
+    got = sample(make_plan("euler", schedule, grid), exact, x)
+    for t, s in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
+        x = x + (s - t) * (x - exact(x, t)) / t
+    torch.testing.assert_close(got, x, rtol=1e-12, atol=1e-12)
+
+
+def test_heun_is_the_published_algorithm():
+    """Karras et al., Alg. 1, with σ(t) = t."""
+    schedule = EDM()
+    exact = mixture(schedule)
+    x = 80.0 * Noise([3]).normal((4,), 0, dtype=torch.float64)
+    grid = make_grid("karras", schedule, 18)
+    got = sample(make_plan("heun", schedule, grid), exact, x)
+    sigma = np.append((80 ** (1 / 7) + np.arange(18) / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7, 0.0)
+    for now, after in zip(sigma[:-1], sigma[1:], strict=True):
+        slope = (x - exact(x, schedule.time(-2 * math.log(now)))) / now
+        guess = x + (after - now) * slope
+        if after > 0:
+            second = (guess - exact(guess, schedule.time(-2 * math.log(after)))) / after
+            guess = x + (after - now) * (slope + second) / 2
+        x = guess
+    torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["midpoint", "exact"])
+def test_dpm_solver_is_the_published_update(kind):
+    """Lu et al., Alg. 2, with D₁ as a divided difference; the exact kind by numerical integration."""
+    schedule = VP()
+    exact = mixture(schedule)
+    x = Noise([3]).normal((4,), 0, dtype=torch.float64)
+    grid = np.append(schedule.time(np.linspace(-10.0, 7.0, 9) + 0.2 * np.sin(np.arange(9))), 0.0)
+    got = sample(make_plan("dpmpp_2m", schedule, grid, kind=kind), exact, x)
+    before = None
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    for i, (t, s) in enumerate(zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True)):
+        now = exact(x, t)
+        if s == 0.0:
+            x = now
+            break
+        lam, after = 0.5 * schedule.logsnr(t), 0.5 * schedule.logsnr(s)
+        h = after - lam
+        out = schedule.sigma(s) / schedule.sigma(t) * x - schedule.alpha(s) * math.expm1(-h) * now
+        if before is not None:
+            slope = (now - before) / (lam - 0.5 * schedule.logsnr(float(grid[i - 1])))
+            if kind == "midpoint":
+                out = out - 0.5 * schedule.alpha(s) * math.expm1(-h) * h * slope
+            else:
+                u = 0.5 * h * (nodes + 1)
+                out = out + schedule.alpha(s) * float((0.5 * h * weights * np.exp(u - h) * u).sum()) * slope
+        x, before = out, now
+    torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-10)
+
+
+def test_equal_by_algebra():
+    """DDIM = Euler; DDIM with eta 1 = DDPM; the first step of all is Euler's."""
+    for schedule in SCHEDULES.values():
+        grid = make_grid("logsnr", schedule, 9)
+        ddim, euler = (
+            make_plan("ddim", schedule, grid).to_dict(),
+            make_plan("euler", schedule, grid).to_dict(),
+        )
+        assert {**ddim, "sampler": ""} == {**euler, "sampler": ""}
+        ddpm = make_plan("ddpm", schedule, grid).to_dict()
+        assert {**make_plan("ddim", schedule, grid, eta=1.0).to_dict(), "sampler": "ddpm"} == ddpm
+        multi = make_plan("dpmpp_2m", schedule, grid)
+        assert multi.a[0] == euler["a"][0] and multi.b[0].tolist() == [euler["b"][0][0], 0.0]
+
+
+def test_a_constant_denoiser_is_reached_by_any_plan():
+    """Σ of the weights is exact: if D is a constant c, then x(s) = (σ_s/σ_t)·x + (α_s − α_t·σ_s/σ_t)·c."""
+    for schedule in SCHEDULES.values():
+        grid = make_grid("logsnr", schedule, 7, end=0.1)
+        c, x = torch.full((1, 2), 1.7).double(), torch.full((1, 2), -0.4).double()
+        keep = schedule.sigma(0.1) / schedule.sigma(1.0)
+        expected = keep * x + (schedule.alpha(0.1) - schedule.alpha(1.0) * keep) * c
+        for name, options in DETERMINISTIC:
+            out = sample(make_plan(name, schedule, grid, **options), lambda x, t, c=c: c, x)
+            torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+
+
+# The registry
+
+
+def test_names_from_other_tools():
+    assert sampler_name("DPMSolverMultistepScheduler") == "dpmpp_2m"
+    assert sampler_name("DPM++ 2M") == "dpmpp_2m"
+    assert sampler_name("euler_discrete") == "euler"
+    assert sampler_name("Euler a") == "ddpm"
+    for key, entry in SAMPLERS.items():
+        assert all(sampler_name(name) == key for name in (key, *entry.aliases))
+    with pytest.raises(UserError, match="did you mean 'heun'"):
+        make_plan("huen", VP(), [1.0, 0.0])
+
+
+def test_every_file_is_in_the_registry_and_documented():
+    folder = Path(package.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    modules = {entry.plan.__module__.rsplit(".", 1)[1] for entry in SAMPLERS.values()}
+    assert files == modules
+    for entry in SAMPLERS.values():
+        text = __import__(entry.plan.__module__, fromlist=["plan"]).__doc__
+        for word in ("order", "NFE a step", "also known as", "not to be confused with", "source"):
+            assert word in text, (entry.plan.__module__, word)
+
+
+def test_bad_requests_are_one_line():
+    grid = make_grid("logsnr", VP(), 5)
+    for call in (
+        lambda: make_plan("ddim", VP(), grid, eta=2.0),
+        lambda: make_plan("ddim", VP(), grid, etta=0.5),
+        lambda: make_plan("euler", VP(), grid, eta=0.5),
+        lambda: make_plan("dpmpp_2m", VP(), grid, kind="heun"),
+        lambda: make_plan("heun", VP(), grid[::-1]),
+        lambda: make_plan("heun", VP(), [1.0]),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        assert "\n" not in str(error.value)

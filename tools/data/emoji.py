@@ -1,0 +1,291 @@
+"""Build the emoji data set: captioned 64x64 RGBA pictures in five styles, as one zip with a `metadata.jsonl`.
+
+    python tools/data/emoji.py --cache CACHE --out src/unfog/data/emoji-64.zip
+
+Needs `npm` (only to fetch the pinned packages, whose sha256 is checked) and the extra `unfog[data]` (resvg-py).
+Licences of the art are listed in NOTICE. Art of Apple, Facebook and JoyPixels is never read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZE = 64
+# package, file that `npm pack` writes, sha256
+PACKAGES = {
+    "noto": ("emoji-datasource-google@16.0.0", "emoji-datasource-google-16.0.0.tgz", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"),
+    "twemoji": ("emoji-datasource-twitter@16.0.0", "emoji-datasource-twitter-16.0.0.tgz", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"),
+    "openmoji": ("openmoji@17.0.0", "openmoji-17.0.0.tgz", "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68"),
+    "fluent-3d": ("@lobehub/fluent-emoji-3d@1.1.0", "lobehub-fluent-emoji-3d-1.1.0.tgz", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),
+    "fluent-flat": ("@iconify-json/fluent-emoji-flat@1.2.6", "iconify-json-fluent-emoji-flat-1.2.6.tgz", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
+    "names": ("emojibase-data@17.0.0", "emojibase-data-17.0.0.tgz", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"),
+}
+STYLES = ("noto", "twemoji", "openmoji", "fluent-3d", "fluent-flat")
+SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
+GROUPS = ["smileys-emotion", "people-body", "component", "animals-nature", "food-drink", "travel-places",
+          "activities", "objects", "symbols", "flags"]  # fmt: skip
+HELD_OUT = 0.05
+NEAR_DUPLICATE = 0.03  # RMS over premultiplied RGBA in [0, 1] at 32x32; looked at: below it only twins are found
+
+# Main colours are named by the nearest of these (sRGB); several shades share a name.
+COLOURS = {
+    "black": [(20, 20, 25), (45, 45, 50)],
+    "gray": [(110, 110, 115), (150, 155, 160), (90, 95, 105)],
+    "light gray": [(200, 205, 210)],
+    "white": [(250, 250, 250), (235, 238, 240)],
+    "red": [(220, 40, 50), (190, 25, 40), (240, 60, 60)],
+    "dark red": [(120, 20, 30)],
+    "orange": [(250, 140, 30), (240, 110, 40)],
+    "yellow": [(255, 205, 70), (255, 225, 80), (250, 190, 40)],
+    "cream": [(255, 235, 190), (245, 225, 170)],
+    "green": [(60, 170, 70), (90, 190, 80), (30, 140, 60)],
+    "dark green": [(20, 85, 45)],
+    "lime": [(170, 210, 70)],
+    "teal": [(30, 150, 150), (50, 180, 170)],
+    "light blue": [(130, 200, 245), (170, 220, 250)],
+    "blue": [(50, 120, 220), (30, 90, 200), (60, 150, 230)],
+    "dark blue": [(25, 45, 110)],
+    "purple": [(140, 80, 190), (110, 60, 160)],
+    "pink": [(245, 130, 180), (250, 170, 200), (230, 80, 150)],
+    "brown": [(140, 90, 60), (110, 70, 45), (165, 110, 70)],
+    "tan": [(210, 165, 120)],
+}
+
+
+def fetch(cache: Path) -> dict[str, Path]:
+    """Fetch every pinned package into `cache` and check its sha256."""
+    cache.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for key, (package, file, digest) in PACKAGES.items():
+        path = cache / file
+        if not path.exists():
+            subprocess.run(["npm", "pack", "--silent", package], cwd=cache, check=True)
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+        if actual != digest:
+            sys.exit(f"{path}: sha256 is {actual}, expected {digest}; delete the file and try again")
+        found[key] = path
+    return found
+
+
+def members(path: Path, prefix: str, suffix: str) -> dict[str, bytes]:
+    """Files below `package/<prefix>` of an npm archive, by stem (lower case, without the variation selector)."""
+    files = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            name = member.name.removeprefix("package/")
+            if member.isfile() and name.startswith(prefix) and name.endswith(suffix):
+                handle = tar.extractfile(member)
+                assert handle is not None
+                files[key_of(Path(name).stem)] = handle.read()
+    return files
+
+
+def key_of(codepoints: str) -> str:
+    """One key for a concept in every package: lower-case code points without fe0f, at least four digits each."""
+    return "-".join(p.zfill(4) for p in codepoints.lower().replace("_", "-").split("-") if p != "fe0f")
+
+
+def shrink(image: Image.Image) -> np.ndarray:
+    """Any RGBA picture to (64, 64, 4) uint8, resized with premultiplied colour so that edges keep theirs."""
+    rgba = np.asarray(image.convert("RGBA"), np.float32) / 255
+    rgba[..., :3] *= rgba[..., 3:]
+    if rgba.shape[:2] != (SIZE, SIZE):
+        planes = [Image.fromarray(rgba[..., c]).resize((SIZE, SIZE), Image.Resampling.BOX
+                  if image.width % SIZE == 0 else Image.Resampling.LANCZOS) for c in range(4)]  # fmt: skip
+        rgba = np.clip(np.stack([np.asarray(p) for p in planes], -1), 0, 1)
+    alpha = rgba[..., 3:]
+    colour = np.where(alpha > 0, rgba[..., :3] / np.maximum(alpha, 1 / 255), 0)
+    out = np.concatenate([colour, alpha], -1)
+    out = np.round(np.clip(out, 0, 1) * 255).astype(np.uint8)
+    out[out[..., 3] == 0] = 0
+    return out
+
+
+def from_svg(svg: str) -> np.ndarray:
+    import resvg_py
+
+    # 4x supersampling, then a box filter: sharper and more even than rendering thin strokes at 64 px
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=4 * SIZE, height=4 * SIZE)
+    return shrink(Image.open(io.BytesIO(bytes(png))))
+
+
+def read_styles(paths: dict[str, Path]) -> dict[str, dict[str, np.ndarray]]:
+    """style -> concept key -> picture, skin-tone variants left out."""
+
+    def plain(files: dict[str, bytes]) -> dict[str, bytes]:
+        return {k: v for k, v in files.items() if not SKIN_TONES & set(k.split("-"))}
+
+    def opened(files: dict[str, bytes]) -> dict[str, np.ndarray]:
+        return {k: shrink(Image.open(io.BytesIO(v))) for k, v in plain(files).items()}
+
+    pictures = {
+        "noto": opened(members(paths["noto"], "img/google/64/", ".png")),
+        "twemoji": opened(members(paths["twemoji"], "img/twitter/64/", ".png")),
+        "openmoji": {k: from_svg(v.decode()) for k, v in plain(members(paths["openmoji"], "color/svg/", ".svg")).items()},
+        "fluent-3d": opened(members(paths["fluent-3d"], "assets/", ".webp")),
+    }
+    with tarfile.open(paths["fluent-flat"]) as tar:
+
+        def read(name: str) -> dict:
+            handle = tar.extractfile(f"package/{name}")
+            assert handle is not None
+            return json.load(handle)
+
+        icons, chars = read("icons.json"), read("chars.json")
+    flat = {}
+    for code, name in chars.items():
+        name = icons.get("aliases", {}).get(name, {}).get("parent", name)
+        key = key_of(code)
+        if name in icons["icons"] and not SKIN_TONES & set(key.split("-")):
+            body = icons["icons"][name]["body"]
+            flat[key] = from_svg(f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                                 f'viewBox="0 0 32 32">{body}</svg>')  # fmt: skip
+    pictures["fluent-flat"] = flat
+    return pictures
+
+
+def read_names(path: Path) -> dict[str, dict]:
+    with tarfile.open(path) as tar:
+        handle = tar.extractfile("package/en/data.json")
+        assert handle is not None
+        entries = json.load(handle)
+    return {
+        key_of(e["hexcode"]): {
+            "name": e["label"].replace("⊛ ", "").lower(),
+            "tags": [t.lower() for t in e.get("tags", [])],
+            "category": GROUPS[e["group"]] if "group" in e else "symbols",
+        }
+        for e in entries
+    }
+
+
+def main_colours(picture: np.ndarray) -> list[str]:
+    """Names of the colours that fill at least an eighth of the drawn area, the largest first, at most three."""
+    names = [n for n, shades in COLOURS.items() for _ in shades]
+    table = np.array([s for shades in COLOURS.values() for s in shades], np.float32)
+    drawn = picture[picture[..., 3] > 128][:, :3].astype(np.float32)
+    if not len(drawn):
+        return []
+    # "redmean": a cheap distance close to perceived difference
+    mean = (drawn[:, None, 0] + table[None, :, 0]) / 2
+    d = (drawn[:, None] - table[None]) ** 2
+    distance = (2 + mean / 256) * d[..., 0] + 4 * d[..., 1] + (2 + (255 - mean) / 256) * d[..., 2]
+    share: dict[str, float] = defaultdict(float)
+    for index, count in zip(*np.unique(distance.argmin(1), return_counts=True), strict=True):
+        share[names[index]] += count / len(drawn)
+    return [n for n, s in sorted(share.items(), key=lambda x: -x[1]) if s >= 0.125][:3]
+
+
+def caption(record: dict) -> str:
+    """The long caption; training composes shorter ones from the fields (unfog.modalities.image.captions)."""
+    tags = [t for t in record["tags"] if t not in record["name"]][:4]
+    parts = [record["name"], ", ".join(tags), " and ".join(record["colors"])]
+    return ", ".join(p for p in parts if p)
+
+
+def small(picture: np.ndarray) -> np.ndarray:
+    rgba = picture.astype(np.float32) / 255
+    rgba[..., :3] *= rgba[..., 3:]
+    return rgba.reshape(32, 2, 32, 2, 4).mean((1, 3)).ravel()
+
+
+def twins(pictures: dict[str, dict[str, np.ndarray]], concepts: list[str]) -> list[tuple[str, str, str]]:
+    """(style, concept, concept) pairs whose pictures are near-duplicates, e.g. the flags of Norway and Svalbard."""
+    found = []
+    for style in STYLES:
+        keys = [c for c in concepts if c in pictures[style]]
+        x = np.stack([small(pictures[style][k]) for k in keys])
+        squared = (x**2).sum(1)
+        distance = np.sqrt(np.maximum(squared[:, None] + squared[None] - 2 * x @ x.T, 0) / x.shape[1])
+        for i, j in np.argwhere(np.triu(distance < NEAR_DUPLICATE, 1)):
+            found.append((style, keys[i], keys[j]))
+    return found
+
+
+def split(concepts: list[str], pairs: list[tuple[str, str]], alike: list[tuple[str, str, str]]) -> tuple[set, set]:
+    """Concepts held out in every style, and (concept, style) pairs held out; twins always fall on the same side."""
+    parent = {c: c for c in concepts}
+
+    def root(c: str) -> str:
+        while parent[c] != c:
+            c = parent[c]
+        return c
+
+    for _, a, b in alike:
+        parent[root(b)] = root(a)
+    groups = defaultdict(list)
+    for c in concepts:
+        groups[root(c)].append(c)
+    rng = np.random.default_rng(20260101)
+    order = rng.permutation(sorted(groups))
+    held: set[str] = set()
+    for g in order:
+        # a large family (a row of look-alike flags) would fill the held-out set with one kind of picture
+        if len(groups[g]) <= 3 and len(held) < HELD_OUT * len(concepts):
+            held |= set(groups[g])
+    # a pair whose twin stays in training would be seen after all
+    twinned = {(c, s) for s, a, b in alike for c in (a, b)}
+    free = [p for p in pairs if p[0] not in held and p not in twinned]
+    chosen = rng.permutation(len(free))[: round(HELD_OUT * len(pairs))]
+    return held, {free[i] for i in chosen}
+
+
+def build(cache: Path, out: Path) -> None:
+    paths = fetch(cache)
+    pictures, names = read_styles(paths), read_names(paths["names"])
+    concepts = sorted(set(names).intersection(*(pictures[s] for s in STYLES[:4])))
+    pairs = [(c, s) for s in STYLES for c in concepts if c in pictures[s]]
+    alike = twins(pictures, concepts)
+    held, held_pairs = split(concepts, pairs, alike)
+    twin_of = defaultdict(set)
+    for style, a, b in alike:
+        twin_of[a, style].add(b)
+        twin_of[b, style].add(a)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    lines = []
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+
+        def write(name: str, data: bytes) -> None:
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)  # a fixed date: same bytes each time
+
+        for concept, style in pairs:
+            picture = pictures[style][concept]
+            record = {"file_name": f"{style}/{concept}.webp", "text": "", "style": style, "concept": concept,
+                      **names[concept], "colors": main_colours(picture),
+                      "split": "heldout_concept" if concept in held else "heldout_pair" if (concept, style) in held_pairs
+                      else "train"}  # fmt: skip
+            if twin_of[concept, style]:
+                record["near_duplicates"] = sorted(twin_of[concept, style])
+            record["text"] = caption(record)
+            lines.append(json.dumps(record, ensure_ascii=False))
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "webp", lossless=True, quality=60, method=4)
+            write(record["file_name"], buffer.getvalue())
+        write("metadata.jsonl", ("\n".join(lines) + "\n").encode())
+    partial.replace(out)
+    count = defaultdict(int)
+    for line in lines:
+        count[json.loads(line)["split"]] += 1
+    print(f"{out}: {len(lines)} pictures of {len(concepts)} concepts, {dict(count)}, {len(alike)} near-duplicate pairs, "
+          f"{out.stat().st_size / 1e6:.1f} MB, sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the downloaded packages")
+    parser.add_argument("--out", type=Path, default=Path("src/unfog/data/emoji-64.zip"))
+    arguments = parser.parse_args()
+    build(arguments.cache, arguments.out)
