@@ -1,0 +1,28 @@
+"""unfog: diffusion models of any kind of data, trained, sampled, controlled, evaluated, served.
+
+    import unfog
+    unfog.load("emoji-64").generate("a red apple", style="openmoji", seed=7)[0].save("apple.png")
+
+torch is loaded by `load`, not by this import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unfog.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unfog.model import Model
+
+__version__ = "0.1.0"
+__all__ = ["UserError", "__version__", "load"]
+
+
+def load(name: str | Path, device: str | None = None) -> Model:
+    """A shipped model by name ("emoji-64"), a model folder, or a training run's folder."""
+    from unfog.model import load
+
+    return load(name, device)

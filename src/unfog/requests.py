@@ -41,7 +41,7 @@ def _whole(value: object) -> object:
     """A whole number from anything that is one (numpy's too), never from a bool, a float or a string."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise ValueError("is not a whole number")
-    return operator.index(value)  # type: ignore[arg-type]
+    return operator.index(value)
 
 
 def _real(value: object) -> object:
@@ -206,7 +206,7 @@ def check(kind: type[AnyRequest], fields: Mapping[str, Any]) -> AnyRequest:
         raise one_line(kind, error) from None
 
 
-def one_line(kind: type[Request], error: ValidationError) -> UserError:
+def one_line(kind: type[BaseModel], error: ValidationError) -> UserError:
     """pydantic's first finding as one line: the field, what is wrong with it, what to give."""
     findings = error.errors(include_url=False)
     first = findings[0]

@@ -22,6 +22,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unfog.modalities.image.captions import caption
+from unfog.modalities.image.colours import main_colours
+from unfog.modalities.image.data import Record
+
 SIZE = 64
 # package, file that `npm pack` writes, sha256
 PACKAGES = {
@@ -38,31 +42,6 @@ GROUPS = ["smileys-emotion", "people-body", "component", "animals-nature", "food
           "activities", "objects", "symbols", "flags"]  # fmt: skip
 HELD_OUT = 0.05
 NEAR_DUPLICATE = 0.03  # RMS over premultiplied RGBA in [0, 1] at 32x32; looked at: below it only twins are found
-
-# Main colours are named by the nearest of these (sRGB); several shades share a name.
-COLOURS = {
-    "black": [(20, 20, 25), (45, 45, 50)],
-    "gray": [(110, 110, 115), (150, 155, 160), (90, 95, 105)],
-    "light gray": [(200, 205, 210)],
-    "white": [(250, 250, 250), (235, 238, 240)],
-    "red": [(220, 40, 50), (190, 25, 40), (240, 60, 60)],
-    "dark red": [(120, 20, 30)],
-    "orange": [(250, 140, 30), (240, 110, 40)],
-    "yellow": [(255, 205, 70), (255, 225, 80), (250, 190, 40)],
-    "cream": [(255, 235, 190), (245, 225, 170)],
-    "green": [(60, 170, 70), (90, 190, 80), (30, 140, 60)],
-    "dark green": [(20, 85, 45)],
-    "lime": [(170, 210, 70)],
-    "teal": [(30, 150, 150), (50, 180, 170)],
-    "light blue": [(130, 200, 245), (170, 220, 250)],
-    "blue": [(50, 120, 220), (30, 90, 200), (60, 150, 230)],
-    "dark blue": [(25, 45, 110)],
-    "purple": [(140, 80, 190), (110, 60, 160)],
-    "pink": [(245, 130, 180), (250, 170, 200), (230, 80, 150)],
-    "brown": [(140, 90, 60), (110, 70, 45), (165, 110, 70)],
-    "tan": [(210, 165, 120)],
-}
-
 
 def fetch(cache: Path) -> dict[str, Path]:
     """Fetch every pinned package into `cache` and check its sha256."""
@@ -171,30 +150,6 @@ def read_names(path: Path) -> dict[str, dict]:
     }
 
 
-def main_colours(picture: np.ndarray) -> list[str]:
-    """Names of the colours that fill at least an eighth of the drawn area, the largest first, at most three."""
-    names = [n for n, shades in COLOURS.items() for _ in shades]
-    table = np.array([s for shades in COLOURS.values() for s in shades], np.float32)
-    drawn = picture[picture[..., 3] > 128][:, :3].astype(np.float32)
-    if not len(drawn):
-        return []
-    # "redmean": a cheap distance close to perceived difference
-    mean = (drawn[:, None, 0] + table[None, :, 0]) / 2
-    d = (drawn[:, None] - table[None]) ** 2
-    distance = (2 + mean / 256) * d[..., 0] + 4 * d[..., 1] + (2 + (255 - mean) / 256) * d[..., 2]
-    share: dict[str, float] = defaultdict(float)
-    for index, count in zip(*np.unique(distance.argmin(1), return_counts=True), strict=True):
-        share[names[index]] += count / len(drawn)
-    return [n for n, s in sorted(share.items(), key=lambda x: -x[1]) if s >= 0.125][:3]
-
-
-def caption(record: dict) -> str:
-    """The long caption; training composes shorter ones from the fields (unfog.modalities.image.captions)."""
-    tags = [t for t in record["tags"] if t not in record["name"]][:4]
-    parts = [record["name"], ", ".join(tags), " and ".join(record["colors"])]
-    return ", ".join(p for p in parts if p)
-
-
 def small(picture: np.ndarray) -> np.ndarray:
     rgba = picture.astype(np.float32) / 255
     rgba[..., :3] *= rgba[..., 3:]
@@ -263,13 +218,13 @@ def build(cache: Path, out: Path) -> None:
 
         for concept, style in pairs:
             picture = pictures[style][concept]
-            record = {"file_name": f"{style}/{concept}.webp", "text": "", "style": style, "concept": concept,
+            record = {"file_name": f"{style}/{concept}.webp", "style": style, "concept": concept,
                       **names[concept], "colors": main_colours(picture),
                       "split": "heldout_concept" if concept in held else "heldout_pair" if (concept, style) in held_pairs
                       else "train"}  # fmt: skip
             if twin_of[concept, style]:
                 record["near_duplicates"] = sorted(twin_of[concept, style])
-            record["text"] = caption(record)
+            record["text"] = caption(Record(**record))
             lines.append(json.dumps(record, ensure_ascii=False))
             buffer = io.BytesIO()
             Image.fromarray(picture).save(buffer, "webp", lossless=True, quality=60, method=4)

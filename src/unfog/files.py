@@ -1,0 +1,86 @@
+"""Files that are whole or absent: atomic writes, a sha256 manifest for a folder of weights, checked reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unfog.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write to a temporary name in the same folder, flush to the disk, rename: a reader sees all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the sha256 of every file in `folder`; safetensors alone would load a flipped bit without a word."""
+    digests = {p.name: sha256(p.read_bytes()) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST
+               and not p.name.startswith(".")}  # fmt: skip
+    write_atomic(folder / MANIFEST, (json.dumps(digests, indent=1) + "\n").encode())
+
+
+def read_checked(folder: Path, name: str) -> bytes:
+    """A file's bytes after comparing them with the manifest. Raises UserError naming the file."""
+    try:
+        digests = json.loads((folder / MANIFEST).read_bytes())
+        data = (folder / name).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: missing; the folder is not a whole unfog model, get it again") from None
+    except ValueError:
+        raise UserError(f"{folder / MANIFEST}: not readable as JSON; get the model again") from None
+    if digests.get(name) != sha256(data):
+        raise UserError(f"{folder / name}: the file is damaged (sha256 differs from {MANIFEST}); get the model again")
+    return data
+
+
+def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a checked safetensors file."""
+    from safetensors.torch import load
+
+    return load(read_checked(folder, name))
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a new folder through `write(temporary)`, add the manifest, and swap it in whole for `folder`."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    previous = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    import shutil
+
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        write_manifest(temporary)
+        if folder.exists():
+            os.replace(folder, previous)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if previous.exists():
+            if folder.exists():
+                shutil.rmtree(previous)
+            else:
+                os.replace(previous, folder)

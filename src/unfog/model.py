@@ -1,0 +1,213 @@
+"""A model folder, and pictures from it.
+
+A folder is `model.json` (network, process, prediction, codec, styles, defaults, provenance), `network.safetensors` and
+`manifest.json` with a sha256 of each. `Model.stream` turns a request into events, `Model.generate` into pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unfog.diffusion import Gaussian, Noise, Plan, make_grid, make_plan, process_from_config, run
+from unfog.diffusion.denoisers import Preconditioned
+from unfog.diffusion.guidance.cfg import ClassifierFree
+from unfog.diffusion.samplers import sampler_name
+from unfog.errors import UserError
+from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atomic, write_folder
+from unfog.modalities.image.codec import RGBACodec
+from unfog.networks import NETWORKS
+from unfog.networks.text import TextEncoder
+from unfog.precision import fastest
+from unfog.requests import GenerateRequest, Progress, Result, check, unknown
+
+if TYPE_CHECKING:
+    from unfog.training.corpus import Corpus
+    from unfog.training.recipe import Recipe
+
+FORMAT = 1
+WEIGHTS = "network.safetensors"
+CARD = "model.json"
+
+
+def save_model(
+    folder: Path, recipe: Recipe, corpus: Corpus, network: torch.nn.Module, step: int, held_out: dict[str, float]
+) -> None:
+    """Write a model folder whole: float16 weights, everything that sampling needs, what it was trained on."""
+    from safetensors.torch import save
+
+    settings = {"channels": 4, "classes": len(corpus.styles), **recipe.settings}
+    process = Gaussian(_schedule(recipe))
+    card = {
+        "format": FORMAT,
+        "name": recipe.name,
+        "kind": "image",
+        "size": recipe.size,
+        "network": {"name": recipe.network, "settings": settings},
+        "process": process.config(),
+        "prediction": recipe.prediction,
+        "codec": {"name": "rgba", "mean": corpus.codec.mean, "std": corpus.codec.std},
+        "text": "minilm-l6",
+        "styles": corpus.styles,
+        "defaults": recipe.defaults,
+        "training": {"data": recipe.data, "steps": step, "pictures_seen": step * recipe.batch, "recipe": recipe.model_dump(),
+                     "held_out_loss": held_out},
+        "licences": recipe.licences,
+    }  # fmt: skip
+    weights = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
+
+    def write(temporary: Path) -> None:
+        write_atomic(temporary / WEIGHTS, save(weights))
+        write_atomic(temporary / CARD, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
+
+    write_folder(folder, write)
+
+
+def _schedule(recipe: Recipe) -> Any:
+    from unfog.diffusion import schedule_from_config
+
+    return schedule_from_config(recipe.schedule)
+
+
+class Model:
+    """A loaded model. `name`, `hash`, `styles` and `defaults` say what it is; `stream` and `generate` make pictures."""
+
+    def __init__(self, folder: Path, device: str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Read and check a model folder. Raises UserError naming the file that is missing, damaged or too new."""
+        try:
+            card = json.loads(read_checked(folder, CARD))
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{folder / CARD}: not readable as JSON; get the model again") from None
+        if card.get("format") != FORMAT:
+            raise UserError(f"{folder / CARD}: format {card.get('format')} is not known to this unfog; update unfog")
+        self.folder, self.card = folder, card
+        self.name: str = card["name"]
+        self.hash = sha256((folder / MANIFEST).read_bytes())[:16]
+        self.styles: list[str] = card["styles"]
+        self.defaults: dict[str, Any] = card["defaults"]
+        self.size: int = card["size"]
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = dtype or fastest(self.device)
+        self.codec = RGBACodec(tuple(card["codec"]["mean"]), tuple(card["codec"]["std"]))
+        with torch.device("meta"):  # no time for first values that are overwritten at once
+            network = NETWORKS[card["network"]["name"]](**card["network"]["settings"])
+        weights = load_weights(folder, WEIGHTS)
+        network.load_state_dict({k: v.to(self.device, self.dtype) for k, v in weights.items()}, assign=True)
+        network = network.eval().requires_grad_(False)
+        process = process_from_config(card["process"])
+        self.denoiser = Preconditioned(network, process, card["prediction"])
+        self._encoder: TextEncoder | None = None
+
+    def plan(self, sampler: str | None = None, steps: int | None = None) -> Plan:
+        """The plan of a sampler at this model's schedule. Raises UserError for an unknown sampler."""
+        schedule = self.denoiser.process.schedule
+        name = sampler or self.defaults["sampler"]
+        return make_plan(name, schedule, make_grid("logsnr", schedule, steps or self.defaults["steps"]))
+
+    def condition(self, prompts: Sequence[str], styles: Sequence[str | None]) -> dict[str, Tensor]:
+        """Conditions of (prompt, style) pairs; a style of None is the learnt "any style"."""
+        if self._encoder is None:
+            self._encoder = TextEncoder.load()
+        for style in styles:
+            if style is not None and style not in self.styles:
+                raise unknown("style", style, self.styles)
+        states, mask = self._encoder(prompts)
+        cond = {"text": states.to(self.device, self.dtype), "text_mask": mask.to(self.device)}
+        if self.styles:
+            index = [len(self.styles) if s is None else self.styles.index(s) for s in styles]
+            cond["class"] = torch.tensor(index, device=self.device)
+        return cond
+
+    def _settings(self, request: GenerateRequest) -> dict[str, Any]:
+        scale = self.defaults["scale"] if request.scale is None else request.scale
+        steps = request.steps or self.defaults["steps"]
+        return {"sampler": sampler_name(request.sampler or self.defaults["sampler"]), "steps": steps, "scale": float(scale)}
+
+    @torch.inference_mode()
+    def _sample(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
+                plan: Plan) -> Iterator[tuple[int, np.ndarray | None]]:  # fmt: skip
+        """One batch of (prompt, style, seed): yields evaluations done, at last with the pictures (B, H, W, 4)."""
+        cond = self.condition([p for p, _, _ in items], [s for _, s, _ in items])
+        # against a negative prompt the style stays, else the style itself would be pushed away from
+        other = self.condition([negative or ""], [None]) if negative is None else self.condition([negative], [items[0][1]])
+        interval = self.defaults.get("interval")
+        guided = ClassifierFree(self.denoiser, settings["scale"], other, tuple(interval) if interval else None)
+        noise = Noise([seed for _, _, seed in items])
+        x = self.denoiser.process.prior(noise.normal((4, self.size, self.size), 0), plan.start).to(self.device)
+        for state in run(plan, lambda x_t, t: guided(x_t, t, cond), x, noise):
+            yield state.nfe, self.codec.decode(state.x) if state.done else None
+
+    def stream(self, request: GenerateRequest) -> Generator[Progress | Result]:
+        """Progress and results of a request, in order. Raises UserError for an unknown style or sampler."""
+        from unfog import __version__
+
+        request = request.settled()
+        if request.style is not None and request.style not in self.styles:
+            raise unknown("style", request.style, self.styles)
+        settings = self._settings(request)
+        plan = self.plan(settings["sampler"], settings["steps"])
+        wanted = request.pictures()
+        total = plan.nfe * len(wanted)
+        for first in range(0, len(wanted), request.batch):
+            part = wanted[first : first + request.batch]
+            start = time.perf_counter()
+            for nfe, pictures in self._sample([(p, request.style, s) for p, s in part], request.negative, settings, plan):
+                if pictures is None:
+                    yield Progress(first * plan.nfe + nfe * len(part), total)
+                    continue
+                spent = (time.perf_counter() - start) * 1000 / len(part)
+                yield Progress((first + len(part)) * plan.nfe, total)
+                for offset, ((prompt, seed), pixels) in enumerate(zip(part, pictures, strict=True)):
+                    recipe = {"prompt": prompt, "negative": request.negative, "style": request.style, "seed": seed, **settings,
+                              "model": self.name, "model_hash": self.hash, "version": __version__}  # fmt: skip
+                    yield Result(Image.fromarray(pixels), prompt, seed, first + offset, spent, recipe)
+
+    def generate(self, prompt: str | GenerateRequest, **fields: Any) -> list[Image.Image]:
+        """Pictures of a prompt: straight RGBA. Fields are those of GenerateRequest (style, seed, n, steps, scale, ...)."""
+        request = prompt if isinstance(prompt, GenerateRequest) else check(GenerateRequest, {"prompts": [prompt], **fields})
+        return [event.image for event in self.stream(request) if isinstance(event, Result)]
+
+    def generate_many(
+        self,
+        prompts: Sequence[str],
+        styles: Sequence[str | None],
+        seeds: Sequence[int],
+        batch: int = 16,
+        steps: int | None = None,
+        scale: float | None = None,
+    ) -> np.ndarray:
+        """Many pictures, each with its own prompt, style and seed: (N, H, W, 4) straight RGBA uint8."""
+        settings = {"scale": self.defaults["scale"] if scale is None else scale}
+        plan = self.plan(None, steps)
+        items = list(zip(prompts, styles, seeds, strict=True))
+        made: list[np.ndarray] = []
+        for first in range(0, len(items), batch):
+            for _, pictures in self._sample(items[first : first + batch], None, settings, plan):
+                if pictures is not None:
+                    made.append(pictures)
+        return np.concatenate(made)
+
+
+def load(name: str | Path, device: str | None = None) -> Model:
+    """A shipped model by name, a model folder, or a training run's folder. Raises UserError where there is none."""
+    path = Path(name)
+    shipped = Path(__file__).parent / "pretrained"
+    known = sorted(p.parent.name for p in shipped.glob("*/model.json") if (p.parent / WEIGHTS).exists())
+    if str(name) in known:
+        return Model(shipped / str(name), device)
+    for folder in (path, path / "model"):
+        if (folder / CARD).is_file():
+            return Model(folder, device)
+    if path.exists():
+        raise UserError(f"{path}: no {CARD} there; give a model folder or one of: {', '.join(known)}")
+    raise unknown("model", str(name), known)

@@ -1,0 +1,17 @@
+"""The training loop: one visible step, and around it data order, averaging, checkpoints, reports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unfog.requests import TrainRequest
+
+
+def run_recipe(request: TrainRequest) -> Path:
+    """Train by a recipe or on a folder of pictures (`unfog.training.run.run_recipe`); torch is loaded only now."""
+    from unfog.training.run import run_recipe
+
+    return run_recipe(request)

@@ -1,0 +1,87 @@
+"""Muon for hidden matrices, AdamW for the rest, as one optimiser.
+
+Muon: m ← μ·m + g;  W ← W − lr · 0.2·√max(rows, columns) · orthogonal(g + μ·m).  The factor makes an update as large as AdamW's,
+so that one learning rate serves both. Source: Jordan et al. 2024 (Newton-Schulz coefficients); Liu et al. 2025,
+arXiv:2502.16982 (the factor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrix, roughly: singular values end in about 0.7 to 1.2. (R, C) -> (R, C)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).to(matrix.dtype)
+
+
+def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
+    """Weights of inner linear and convolution layers; embeddings, modulation, the stem and the head go to AdamW."""
+    outer = ("conditioning", "stem", "head", "modulation", "patch")
+    return [p for name, p in network.named_parameters()
+            if p.ndim >= 2 and not any(part in name.split(".") for part in outer)]  # fmt: skip
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """One optimiser over two groups; `lr` of each group may be scaled by a learning-rate schedule."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        inner = hidden_matrices(network)
+        chosen = {id(p) for p in inner}
+        rest = [p for p in network.parameters() if id(p) not in chosen]
+        groups = [{"params": inner, "kind": "muon"}, {"params": rest, "kind": "adamw"}]
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            (self._muon if group["kind"] == "muon" else self._adamw)(parameters, group)
+
+    def _muon(self, parameters: Iterable[Tensor], group: dict) -> None:
+        for p in parameters:
+            state = self.state[p]
+            if not state:
+                state["momentum"] = torch.zeros_like(p)
+            assert p.grad is not None
+            state["momentum"].mul_(group["momentum"]).add_(p.grad)
+            update = p.grad.add(state["momentum"], alpha=group["momentum"])
+            matrix = update.reshape(len(p), -1)
+            scale = 0.2 * max(matrix.shape) ** 0.5
+            p.add_(orthogonal(matrix).reshape(p.shape), alpha=-group["lr"] * scale)
+
+    def _adamw(self, parameters: Iterable[Tensor], group: dict) -> None:
+        first, second = group["betas"]
+        for p in parameters:
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
+            assert p.grad is not None
+            state["step"] += 1
+            n = int(state["step"])
+            state["mean"].lerp_(p.grad, 1 - first)
+            state["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
+            spread = (state["square"] / (1 - second**n)).sqrt_().add_(1e-8)
+            p.addcdiv_(state["mean"], spread, value=-group["lr"] / (1 - first**n))

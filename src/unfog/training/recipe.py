@@ -1,0 +1,73 @@
+"""A recipe: every setting of a training run, checked before anything starts."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unfog.errors import UserError
+from unfog.requests import one_line
+
+
+class Recipe(BaseModel):
+    """Settings of one training run on captioned pictures; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = "my-model"
+    data: str = Field("emoji-64", description="a shipped data set, a folder or a .zip")
+    size: int = Field(64, ge=8, le=1024, description="pixels a side")
+    network: Literal["unet", "dit"] = "unet"
+    settings: dict[str, Any] = Field(default_factory=dict, description="the network's own settings")
+    dropout: float = Field(0.05, ge=0, lt=1)
+    schedule: dict[str, Any] = Field(default_factory=lambda: {"name": "cosine"})
+    prediction: Literal["x0", "eps", "v", "flow", "edm"] = "v"
+    noise_mean: float = Field(0.3, description="mean of ln(sigma/alpha) in training")
+    noise_std: float = Field(1.3, gt=0, description="its standard deviation")
+    drop_text: float = Field(0.1, ge=0, le=1, description="share of items trained without text and style")
+    drop_style: float = Field(0.1, ge=0, le=1, description="share of items trained without style alone")
+    recolour: float = Field(0.1, ge=0, le=1, description="share of items with a turned hue and a caption that says so")
+    steps: int = Field(10_000, ge=1)
+    batch: int = Field(64, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    warm_up: int = Field(200, ge=0)
+    decay: float = Field(0.3, ge=0, le=1, description="last share of the run over which the learning rate falls to 0")
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.1, gt=0, lt=0.28, description="relative width of the weight average")
+    seed: int = Field(0, ge=0)
+    checkpoint_minutes: float = Field(10, gt=0)
+    report_steps: int = Field(500, ge=1, description="steps between held-out losses and sample grids")
+    licences: list[str] = Field(default_factory=list, description="credits that the model folder carries on")
+    defaults: dict[str, Any] = Field(default_factory=lambda: {"steps": 20, "scale": 3.0, "sampler": "dpmpp_2m"})
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a .json file, or the literal `RECIPE = {...}` of a .py file, which is parsed and never run.
+
+    Raises UserError naming the file and the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; give a recipe file or a folder of pictures") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; give a recipe file or a folder of pictures") from None
+    try:
+        fields = json.loads(text) if path.suffix == ".json" else _literal(text)
+    except (ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: not a recipe ({str(error).splitlines()[0]}); see recipes/ for examples") from None
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{path}: {one_line(Recipe, error)}") from None
+
+
+def _literal(text: str) -> Any:
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == ["RECIPE"]:
+            return ast.literal_eval(node.value)
+    raise ValueError("it has no line `RECIPE = {...}`")

@@ -1,0 +1,185 @@
+"""From a recipe or a folder of pictures to a model folder: what `unfog train` does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import unfog.data
+from unfog.diffusion import Gaussian, Noise, make_grid, make_plan, sample, schedule_from_config
+from unfog.diffusion.denoisers import Preconditioned
+from unfog.diffusion.guidance.cfg import ClassifierFree
+from unfog.diffusion.losses import denoising_loss
+from unfog.errors import UserError
+from unfog.files import write_atomic
+from unfog.modalities.image.data import PictureSet
+from unfog.networks import NETWORKS
+from unfog.networks.text import TextEncoder
+from unfog.precision import fastest
+from unfog.requests import TrainRequest
+from unfog.training.corpus import Corpus, build_corpus
+from unfog.training.ema import PowerEMA
+from unfog.training.loop import fit
+from unfog.training.recipe import Recipe, read_recipe
+
+NOISE_BINS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # ln(sigma/alpha) at which held-out loss is measured
+
+
+def settle(request: TrainRequest) -> tuple[Recipe, PictureSet]:
+    """The recipe of a request (a recipe file, or the defaults for a folder) and the data it names."""
+    source = request.source
+    if source.suffix in (".json", ".py"):
+        recipe = read_recipe(source)
+        shipped = not Path(recipe.data).exists() and "/" not in recipe.data
+        data = unfog.data.path(recipe.data) if shipped else Path(recipe.data)
+    else:
+        recipe, data = Recipe(name=source.stem or "my-model", data=str(source), recolour=0.0), source
+    changed: dict[str, Any] = {} if request.steps is None else {"steps": request.steps}
+    return recipe.model_copy(update=changed), PictureSet.open(data)
+
+
+def build_network(recipe: Recipe, classes: int) -> torch.nn.Module:
+    """The recipe's network, its first values drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    settings = {"channels": 4, "classes": classes, "dropout": recipe.dropout, **recipe.settings}
+    try:
+        return NETWORKS[recipe.network](**settings)
+    except TypeError as error:
+        raise UserError(f"recipe: settings do not fit network {recipe.network!r} ({error}); remove the unknown one") from None
+
+
+@torch.inference_mode()
+def held_out_loss(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, device: str, count: int = 64) -> dict[str, float]:
+    """Mean loss at fixed noise of the first `count` held-out pictures, in each noise bin."""
+    rng = np.random.default_rng(0)
+    chosen = rng.permutation(corpus.plain)[:count]
+    x0 = corpus.codec.encode(corpus.pictures[chosen]).to(device)
+    cond = {k: v.to(device) for k, v in corpus.cond(corpus.texts[chosen, 0], corpus.classes[chosen]).items()}
+    eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
+    losses = {}
+    for level in NOISE_BINS:
+        t = torch.full((len(x0),), float(denoiser.process.schedule.time(-2 * level)), device=device)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            losses[f"{level:g}"] = float(denoising_loss(denoiser, x0, cond, t, eps).mean())
+    return losses
+
+
+@torch.inference_mode()
+def sample_grid(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype: torch.dtype, device: str, rows: int = 8) -> Any:
+    """A contact sheet of `rows` captions in every style."""
+    from unfog.modalities.image.show import contact_sheet
+
+    columns = max(len(corpus.styles), 1)
+    texts = np.repeat(np.random.default_rng(1).permutation(corpus.plain)[:rows], columns)
+    label = np.tile(np.arange(columns), rows)
+    numbers = corpus.texts[texts, 0]
+    cond = {k: v.to(device) for k, v in corpus.cond(numbers, label).items()}
+    uncond = {k: v.to(device) for k, v in corpus.cond(np.zeros(1, int), np.array([len(corpus.styles)])).items()}
+    schedule = denoiser.process.schedule
+    plan = make_plan("dpmpp_2m", schedule, make_grid("logsnr", schedule, 12))
+    guided = ClassifierFree(denoiser, 2.5, uncond)
+    noise = Noise(list(range(len(numbers))))
+    x = denoiser.process.prior(noise.normal((4, recipe.size, recipe.size), 0), plan.start).to(device)
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        x0 = sample(plan, lambda x, t: guided(x, t, cond), x, noise)
+    labels = [f"{corpus.captions[n]}" for n in numbers]
+    from PIL import Image
+
+    return contact_sheet([Image.fromarray(p) for p in corpus.codec.decode(x0)], labels, columns=columns * 2)
+
+
+def run_recipe(request: TrainRequest) -> Path:
+    """Train and write: OUT/model (the model folder), OUT/checkpoint.safetensors, OUT/events.jsonl, OUT/samples.
+
+    Raises UserError before anything is written where the recipe, the data or OUT do not do.
+    """
+    recipe, data = settle(request)
+    out = request.out
+    if (out / "checkpoint.safetensors").exists() and not request.resume:
+        raise UserError(f"{out}: already holds a run; add --resume to go on, or choose another --out")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = fastest(device)
+    corpus = build_corpus(data, recipe)
+    splits = [s for s in ("heldout_pair", "heldout_concept") if data.split(s)]
+    held = build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec) if splits else corpus
+    network = build_network(recipe, len(corpus.styles)).to(device)
+    out.mkdir(parents=True, exist_ok=True)
+    encoder = TextEncoder.load()
+    for part in {id(c): c for c in (corpus, held)}.values():
+        _states(part, encoder, out)
+    denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters, "
+          f"{device} {str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {recipe.batch}", file=sys.stderr)  # fmt: skip
+
+    def report(step: int, ema: PowerEMA, found: dict[str, Any]) -> None:
+        from unfog.modalities.image.show import png_bytes
+
+        averaged = Preconditioned(ema.network, denoiser.process, denoiser.prediction)
+        found["held_out"] = held_out_loss(averaged, held, dtype, device)
+        write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
+        from unfog.model import save_model
+
+        save_model(out / "model", recipe, corpus, ema.network, step, found["held_out"])
+
+    with _Shown(recipe) as show:
+        ema, step = fit(recipe, corpus, network, denoiser, out, resume=request.resume, minutes=request.minutes, device=device,
+                        dtype=dtype, report=report, show=show)  # fmt: skip
+    report(step, ema, {})
+    return out / "model"
+
+
+def _states(corpus: Corpus, encoder: TextEncoder, out: Path) -> None:
+    """Text states from OUT/text-states if this run made them before (they cost minutes), else made and kept there."""
+    import hashlib
+
+    from safetensors.torch import load_file, save
+
+    key = hashlib.sha256("\n".join(corpus.captions).encode()).hexdigest()[:16]
+    path = out / "text-states" / f"{key}.safetensors"
+    if path.exists():
+        kept = load_file(path)
+        corpus.states, corpus.masks = kept["states"], kept["masks"]
+        return
+    corpus.encode_captions(encoder)
+    assert corpus.states is not None and corpus.masks is not None
+    write_atomic(path, save({"states": corpus.states, "masks": corpus.masks}))
+
+
+class _Shown:
+    """Progress for a person on a terminal (rich), or a JSON line every half minute elsewhere."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.last = recipe, 0.0
+        self.bar: Any = None
+
+    def __enter__(self) -> _Shown:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                                console=Console(stderr=True))  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(self.recipe.name, total=self.recipe.steps)
+        return self
+
+    def __call__(self, step: int, event: dict[str, Any]) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=f"{self.recipe.name} loss {event['loss']:.4f}")
+        elif time.monotonic() - self.last > 30:
+            self.last = time.monotonic()
+            left = (self.recipe.steps - step) * event["seconds"]
+            rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in event.items()}
+            import json
+
+            print(json.dumps({**rounded, "eta_seconds": round(left)}), file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
