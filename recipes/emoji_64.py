@@ -10,20 +10,20 @@ RECIPE = {
     "data": "emoji-64",
     "size": 64,
     "network": "unet",
-    "settings": {"unshuffle": 4, "widths": [128, 192, 256], "blocks": [2, 2, 1], "attention": [False, True, False],
+    "settings": {"unshuffle": 4, "widths": [96, 192, 256], "blocks": [1, 2, 1], "attention": [False, True, False],
                  "embedding": 192, "text_dim": 384},
     "dropout": 0.05,
     "schedule": {"name": "cosine"},
     "prediction": "v",
     "noise_mean": 0.4,
     "noise_std": 1.3,
-    "batch": 32,
+    "batch": 64,
     "steps": 60000,
     "lr": 2e-3,
     "warm_up": 100,
     "decay": 0.3,
     "ema": 0.08,
-    "report_steps": 1000,
+    "report_steps": 400,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ Encode = Callable[[list[str]], tuple[Tensor, Tensor]]
 
 @dataclass
 class Corpus:
-    """pictures (N, S, S, 4) straight RGBA uint8; classes (N,); texts (N, K) caption numbers, of which row 0 is ""."""
+    """pictures (N, S, S, 4) straight RGBA uint8, on the device that trains; classes (N,); texts (N, K) caption numbers, of which row 0 is ""."""
 
-    pictures: np.ndarray
+    pictures: Tensor
     classes: np.ndarray
     texts: np.ndarray
     plain: int  # the first `plain` pictures are as found, the rest are recoloured
@@ -37,6 +37,12 @@ class Corpus:
         parts = [encode(self.captions[i : i + chunk]) for i in range(0, len(self.captions), chunk)]
         self.states = torch.cat([s.half() for s, _ in parts])
         self.masks = torch.cat([m for _, m in parts])
+
+    def to(self, device: str) -> Corpus:
+        """Move pictures and text states to a device, so that no step waits for a copy."""
+        assert self.states is not None and self.masks is not None
+        self.pictures, self.states, self.masks = self.pictures.to(device), self.states.to(device), self.masks.to(device)
+        return self
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """The order of one epoch over the plain pictures, a function of seed and epoch only."""
@@ -60,15 +66,15 @@ class Corpus:
         nothing = rng.random(len(chosen)) < recipe.drop_text
         text = np.where(nothing, 0, text)
         label = np.where(nothing | (rng.random(len(chosen)) < recipe.drop_style), len(self.styles), label)
-        return self.codec.encode(self.pictures[chosen]), self.cond(text, label)
+        return self.codec.encode(self.pictures[torch.from_numpy(chosen).to(self.pictures.device)]), self.cond(text, label)
 
     def cond(self, text: np.ndarray, label: np.ndarray) -> dict[str, Tensor]:
         """Conditions for caption numbers (B,) and style numbers (B,)."""
         assert self.states is not None and self.masks is not None
-        index = torch.from_numpy(np.asarray(text))
+        index = torch.from_numpy(np.asarray(text)).to(self.states.device)
         cond = {"text": self.states[index].float(), "text_mask": self.masks[index]}
         if self.styles:
-            cond["class"] = torch.from_numpy(np.asarray(label, np.int64))
+            cond["class"] = torch.from_numpy(np.asarray(label, np.int64)).to(self.states.device)
         return cond
 
 
@@ -95,4 +101,4 @@ def build_corpus(data: PictureSet, recipe: Recipe, split: str = "train", styles:
     numbers: dict[str, int] = {"": 0}
     texts = np.array([[numbers.setdefault(c, len(numbers)) for c in row] for row in lines])
     stacked = np.stack(pictures)
-    return Corpus(stacked, np.array(labels), texts, plain, list(numbers), list(known), codec or RGBACodec.fit(stacked[:plain]))
+    return Corpus(torch.from_numpy(stacked), np.array(labels), texts, plain, list(numbers), list(known), codec or RGBACodec.fit(stacked[:plain]))

@@ -65,10 +65,11 @@ def lr_at(recipe: Recipe, step: int) -> float:
 
 def draw(recipe: Recipe, denoiser: Preconditioned, shape: torch.Size, step: int, device: str) -> tuple[Tensor, Tensor]:
     """Times (B,) and noise of one step, from (seed, step) alone."""
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    u = stratified(torch.rand(shape[0], generator=generator, dtype=torch.float64))
+    # drawn where it is used: a copy of a large batch's noise would cost more than the step
+    generator = torch.Generator(device).manual_seed(recipe.seed * 1_000_003 + step)
+    u = stratified(torch.rand(shape[0], generator=generator, dtype=torch.float64, device=device))
     t = LogNormal(recipe.noise_mean, recipe.noise_std).quantile(u, denoiser.process.schedule)
-    return t.float().to(device), torch.randn(shape, generator=generator).to(device)
+    return t.float(), torch.randn(shape, generator=generator, device=device)
 
 
 class Checkpoint:
@@ -132,8 +133,8 @@ def fit(
         with open(out / "events.jsonl", "a", encoding="utf-8") as events:
             while step < recipe.steps and not stop and (minutes is None or time.monotonic() - began < minutes * 60):
                 start = time.monotonic()
+                torch.manual_seed((recipe.seed + 1) * 999_983 + step)  # for dropout: a resumed run must drop the same
                 x0, cond = corpus.batch(recipe, step)
-                x0, cond = x0.to(device), {k: v.to(device) for k, v in cond.items()}
                 t, eps = draw(recipe, denoiser, x0.shape, step, device)
                 lr = lr_at(recipe, step)
                 loss, norm = train_step(network, denoiser, optimiser, ema, x0, cond, t, eps, lr=lr, clip=recipe.clip, step=step,

@@ -55,7 +55,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure=None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if group["weight_decay"]:
+            if group["weight_decay"] and parameters:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             (self._muon if group["kind"] == "muon" else self._adamw)(parameters, group)
 

@@ -39,6 +39,7 @@ class Recipe(BaseModel):
     clip: float = Field(1.0, gt=0)
     ema: float = Field(0.1, gt=0, lt=0.28, description="relative width of the weight average")
     seed: int = Field(0, ge=0)
+    compile: bool = Field(False, description="true to compile the network first: pays on a GPU, costs minutes")
     checkpoint_minutes: float = Field(10, gt=0)
     report_steps: int = Field(500, ge=1, description="steps between held-out losses and sample grids")
     licences: list[str] = Field(default_factory=list, description="credits that the model folder carries on")
@@ -58,7 +59,7 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{path}: not a text file; give a recipe file or a folder of pictures") from None
     try:
         fields = json.loads(text) if path.suffix == ".json" else _literal(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # the last two: deeply nested brackets
         raise UserError(f"{path}: not a recipe ({str(error).splitlines()[0]}); see recipes/ for examples") from None
     try:
         return Recipe.model_validate(fields)

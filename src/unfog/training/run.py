@@ -58,8 +58,8 @@ def held_out_loss(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, 
     """Mean loss at fixed noise of the first `count` held-out pictures, in each noise bin."""
     rng = np.random.default_rng(0)
     chosen = rng.permutation(corpus.plain)[:count]
-    x0 = corpus.codec.encode(corpus.pictures[chosen]).to(device)
-    cond = {k: v.to(device) for k, v in corpus.cond(corpus.texts[chosen, 0], corpus.classes[chosen]).items()}
+    x0 = corpus.codec.encode(corpus.pictures[torch.from_numpy(chosen).to(device)])
+    cond = corpus.cond(corpus.texts[chosen, 0], corpus.classes[chosen])
     eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
     losses = {}
     for level in NOISE_BINS:
@@ -78,8 +78,8 @@ def sample_grid(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype:
     texts = np.repeat(np.random.default_rng(1).permutation(corpus.plain)[:rows], columns)
     label = np.tile(np.arange(columns), rows)
     numbers = corpus.texts[texts, 0]
-    cond = {k: v.to(device) for k, v in corpus.cond(numbers, label).items()}
-    uncond = {k: v.to(device) for k, v in corpus.cond(np.zeros(1, int), np.array([len(corpus.styles)])).items()}
+    cond = corpus.cond(numbers, label)
+    uncond = corpus.cond(np.zeros(1, int), np.array([len(corpus.styles)]))
     schedule = denoiser.process.schedule
     plan = make_plan("dpmpp_2m", schedule, make_grid("logsnr", schedule, 12))
     guided = ClassifierFree(denoiser, 2.5, uncond)
@@ -112,7 +112,9 @@ def run_recipe(request: TrainRequest) -> Path:
     encoder = TextEncoder.load()
     for part in {id(c): c for c in (corpus, held)}.values():
         _states(part, encoder, out)
-    denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
+        part.to(device)
+    stepped = torch.compile(network) if recipe.compile else network
+    denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters, "
           f"{device} {str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {recipe.batch}", file=sys.stderr)  # fmt: skip

@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# A faint veil where the picture should be empty, or a faint hole where it should be full, is denoising error:
+# alpha in [VEIL, 1 − VEIL] is stretched to [0, 1].
+VEIL = 0.04
+
 
 @dataclass(frozen=True)
 class RGBACodec:
@@ -24,28 +28,30 @@ class RGBACodec:
     @classmethod
     def fit(cls, pictures: np.ndarray) -> RGBACodec:
         """Measure mean and std on straight RGBA pictures (N, H, W, 4) uint8."""
-        planes = _premultiply(pictures)
-        std = np.maximum(planes.std((0, 1, 2)), 0.05)  # an always opaque set has no alpha variance
-        return cls(tuple(planes.mean((0, 1, 2)).round(4).tolist()), tuple(std.round(4).tolist()))
+        planes = _premultiply(torch.from_numpy(pictures))
+        std, mean = torch.std_mean(planes, dim=(0, 2, 3), correction=0)
+        # an always opaque set has no alpha variance
+        return cls(tuple(round(v, 4) for v in mean.tolist()), tuple(round(max(v, 0.05), 4) for v in std.tolist()))
 
-    def encode(self, pictures: np.ndarray) -> Tensor:
-        """Straight RGBA (B, H, W, 4) uint8 -> x0 (B, 4, H, W) float32."""
-        planes = (_premultiply(pictures) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(planes.transpose(0, 3, 1, 2), dtype=np.float32))
+    def encode(self, pictures: Tensor | np.ndarray) -> Tensor:
+        """Straight RGBA (B, H, W, 4) uint8 -> x0 (B, 4, H, W) float32, where the pictures are."""
+        planes = _premultiply(torch.as_tensor(pictures))
+        return (planes - self._column(self.mean, planes)) / self._column(self.std, planes)
 
     def decode(self, x0: Tensor) -> np.ndarray:
-        """x0 (B, 4, H, W) -> straight RGBA (B, H, W, 4) uint8; alpha is at least each colour, as premultiplied asks."""
-        planes = x0.detach().float().cpu().numpy().transpose(0, 2, 3, 1) * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
-        planes = np.clip(planes, 0, 1)
-        alpha = planes[..., 3:]
-        # a faint veil where the picture should be empty, and a faint hole where it should be full, are denoising error
-        alpha = np.clip((alpha - 0.04) / 0.92, 0, 1)
-        colour = np.where(alpha > 0, planes[..., :3] / np.maximum(planes[..., 3:], 1 / 255), 0)
-        straight = np.concatenate([np.clip(colour, 0, 1), alpha], -1)
-        return np.round(straight * 255).astype(np.uint8)
+        """x0 (B, 4, H, W) -> straight RGBA (B, H, W, 4) uint8 on the host."""
+        x0 = x0.detach().float()
+        planes = (x0 * self._column(self.std, x0) + self._column(self.mean, x0)).clamp(0, 1)
+        alpha = planes[:, 3:]
+        colour = torch.where(alpha > VEIL, planes[:, :3] / alpha.clamp(min=VEIL), 0.0).clamp(0, 1)
+        straight = torch.cat([colour, ((alpha - VEIL) / (1 - 2 * VEIL)).clamp(0, 1)], dim=1)
+        return (straight * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    @staticmethod
+    def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None, None]
 
 
-def _premultiply(pictures: np.ndarray) -> np.ndarray:
-    planes = pictures.astype(np.float32) / 255
-    planes[..., :3] *= planes[..., 3:]
-    return planes
+def _premultiply(pictures: Tensor) -> Tensor:
+    planes = pictures.permute(0, 3, 1, 2).float() / 255
+    return torch.cat([planes[:, :3] * planes[:, 3:], planes[:, 3:]], dim=1)

@@ -1,0 +1,43 @@
+"""The U-Net's own: its size, and that neither resolution nor depth is fixed."""
+
+import pytest
+import torch
+
+from unfog.networks.unet import Down, UNet, Up
+
+
+def test_default_size():
+    with torch.device("meta"):
+        count = sum(p.numel() for p in UNet(classes=5).parameters())
+    assert 10e6 < count < 20e6
+
+
+def test_up_undoes_down_with_identity_weights():
+    down, up = Down(3, 12), Up(12, 3)
+    with torch.no_grad():
+        for linear in (down.linear, up.linear):
+            linear.weight.copy_(torch.eye(12))
+            linear.bias.zero_()
+        x = torch.randn(2, 4, 6, 3)
+        assert torch.equal(up(down(x)), x)
+
+
+def test_down_keeps_places_together():
+    down = Down(1, 4)
+    with torch.no_grad():
+        down.linear.weight.copy_(torch.eye(4))
+        down.linear.bias.zero_()
+        x = torch.arange(16.0).reshape(1, 4, 4, 1)
+        assert down(x)[0, 1, 0].tolist() == [8, 9, 12, 13]  # the 2x2 square at row 2, column 0
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_any_number_of_levels(levels):
+    network = UNet(widths=[16] * levels, blocks=[1] * levels, attention=[False] * levels, unshuffle=1, embedding=16)
+    x = torch.randn(1, 4, 2 ** (levels + 1), 2 ** (levels - 1))
+    assert network(x, torch.zeros(1), None).shape == x.shape
+
+
+def test_unknown_setting_is_refused():
+    with pytest.raises(TypeError, match="depht"):
+        UNet(depht=3)

@@ -1,0 +1,165 @@
+"""The training loop: the same run however it is cut, broken batches, data order, learning rate."""
+
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unfog.diffusion import Gaussian, schedule_from_config
+from unfog.diffusion.denoisers import Preconditioned
+from unfog.errors import UserError
+from unfog.modalities.image.codec import RGBACodec
+from unfog.training.ema import PowerEMA
+from unfog.training.loop import draw, fit, lr_at, train_step
+from unfog.training.optimisers import MuonAdamW
+from unfog.training.run import build_network
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def denoiser_of(recipe, corpus):
+    network = build_network(recipe, len(corpus.styles))
+    return network, Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
+
+
+def train(recipe, corpus, out, resume=False, show=None):
+    out.mkdir(exist_ok=True)
+    network, denoiser = denoiser_of(recipe, corpus)
+    return fit(recipe, corpus, network, denoiser, out, resume=resume, minutes=None, device="cpu", dtype=torch.float32,
+               report=lambda *_: None, show=show or (lambda *_: None))  # fmt: skip
+
+
+def stop_at(number, kind):
+    """A `show` that sends this process a signal after step `number`."""
+    return lambda step, event: os.kill(os.getpid(), kind) if step == number else None
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_resumed_is_the_run_that_was_not(tmp_path, tiny_recipe, tiny_corpus, kind):
+    recipe = tiny_recipe()
+    _, step = train(recipe, tiny_corpus, tmp_path / "whole")
+    assert step == 6
+    handler = signal.getsignal(kind)
+    _, step = train(recipe, tiny_corpus, tmp_path / "cut", show=stop_at(3, kind))
+    assert step == 3 and signal.getsignal(kind) is handler
+    assert int(load_file(tmp_path / "cut" / "checkpoint.safetensors")["step"]) == 3
+    torch.rand(17)  # whatever else draws numbers in between
+    _, step = train(recipe, tiny_corpus, tmp_path / "cut", resume=True)
+    assert step == 6
+    whole, cut = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and any(k.startswith("optimiser.") for k in whole)
+    assert [k for k in whole if not torch.equal(whole[k], cut[k])] == []
+
+
+def test_training_moves_weights_and_average_apart(tmp_path, tiny_recipe, tiny_corpus):
+    ema, _ = train(tiny_recipe(), tiny_corpus, tmp_path / "run")
+    state = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    moved = [k for k in state if k.startswith("network.") and not torch.equal(state[k], state[k.replace("network.", "ema.", 1)])]
+    assert len(moved) > 10
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 6 and lines[-1]["loss"] > 0
+
+
+def test_a_broken_batch_does_not_touch_anything(tiny_recipe, tiny_corpus):
+    recipe = tiny_recipe()
+    network, denoiser = denoiser_of(recipe, tiny_corpus)
+    optimiser, ema = MuonAdamW(network), PowerEMA(network)
+    settings = {"lr": 1e-3, "clip": 1.0, "dtype": torch.float32}
+
+    def step(number, factor):
+        x0, cond = tiny_corpus.batch(recipe, number)
+        t, eps = draw(recipe, denoiser, x0.shape, number, "cpu")
+        return train_step(network, denoiser, optimiser, ema, x0 * factor, cond, t, eps, step=number, **settings)
+
+    step(0, 1.0)
+    everything = [*network.parameters(), *ema.network.parameters(), *(v for s in optimiser.state.values() for v in s.values())]
+    before = [v.detach().clone() for v in everything]
+    _, norm = step(1, math.nan)
+    assert math.isnan(norm)
+    assert all(torch.equal(a, b) for a, b in zip(before, everything, strict=True))
+    _, norm = step(2, 1.0)
+    assert math.isfinite(norm) and any(not torch.equal(a, b) for a, b in zip(before, everything, strict=True))
+
+
+def test_five_broken_batches_in_a_row_are_an_error(tmp_path, tiny_recipe, tiny_corpus):
+    tiny_corpus.codec = RGBACodec((math.nan,) * 4, (1.0,) * 4)
+    seen = []
+    with pytest.raises(UserError, match="five batches in a row.*lower lr"):
+        train(tiny_recipe(), tiny_corpus, tmp_path / "run", show=lambda step, event: seen.append(step))
+    assert seen == [1, 2, 3, 4]
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path, tiny_recipe, tiny_corpus):
+    out = tmp_path / "run"
+    train(tiny_recipe(steps=1), tiny_corpus, out)
+    path = out / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    settings = tiny_recipe().settings
+    with pytest.raises(UserError, match="made with another network"):
+        train(tiny_recipe(settings=settings | {"embedding": 32}), tiny_corpus, out, resume=True)
+    path.write_bytes(whole[:1000])
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        train(tiny_recipe(), tiny_corpus, out, resume=True)
+
+
+def test_learning_rate(tiny_recipe):
+    recipe = tiny_recipe(steps=100, warm_up=10, decay=0.3, lr=2.0)
+    rates = [lr_at(recipe, step) for step in range(101)]
+    assert np.allclose(np.diff(rates[:10]), 0.2) and math.isclose(rates[0], 0.2)
+    assert set(rates[9:71]) == {2.0}
+    assert np.allclose(np.diff(rates[70:]), -2 / 30) and rates[100] == 0
+    assert {lr_at(tiny_recipe(warm_up=0, decay=0.0, lr=0.5), step) for step in range(6)} == {0.5}
+    # the constant part may be prolonged: until the shorter run's fall, both runs are one
+    longer = tiny_recipe(steps=200, warm_up=10, decay=0.3, lr=2.0)
+    assert [lr_at(longer, step) for step in range(71)] == rates[:71]
+
+
+def test_a_batch_is_a_function_of_seed_and_step(tiny_recipe, tiny_corpus):
+    recipe = tiny_recipe()
+    first = tiny_corpus.batch(recipe, 5)
+    for step in (0, 9):
+        tiny_corpus.batch(recipe, step)
+    again = tiny_corpus.batch(recipe, 5)
+    assert torch.equal(first[0], again[0]) and all(torch.equal(first[1][k], again[1][k]) for k in first[1])
+    assert not torch.equal(first[1]["text"], tiny_corpus.batch(recipe, 6)[1]["text"])
+    assert not torch.equal(first[1]["text"], tiny_corpus.batch(tiny_recipe(seed=1), 5)[1]["text"])
+
+
+def test_every_epoch_visits_every_plain_picture_once(tiny_recipe, tiny_corpus):
+    recipe = tiny_recipe(recolour=0.0)
+    decoded = np.concatenate([tiny_corpus.codec.decode(tiny_corpus.batch(recipe, step)[0]) for step in range(5)])
+    numbers = [round(int(red) / 20) for red in decoded[:, 0, 0, 0]]  # batches of 4 straddle epochs of 10
+    assert sorted(numbers[:10]) == sorted(numbers[10:]) == list(range(10))
+    assert numbers[:10] != numbers[10:]
+
+
+def test_shares_of_dropped_and_recoloured_items(tiny_recipe, tiny_corpus):
+    recipe = tiny_recipe(batch=4000, drop_text=0.2, drop_style=0.25, recolour=0.5)
+    x0, cond = tiny_corpus.batch(recipe, 0)
+    empty = (cond["text"] == tiny_corpus.states[0].float()).flatten(1).all(1)
+    unstyled = cond["class"] == 2
+    red = tiny_corpus.codec.decode(x0[:, :, :1, :1])[:, 0, 0, 0]
+    assert abs(float(empty.float().mean()) - 0.2) < 0.03
+    assert bool(unstyled[empty].all())  # nothing at all is what guidance starts from
+    assert abs(float(unstyled[~empty].float().mean()) - 0.25) < 0.03
+    assert abs(float((red >= 198).mean()) - 0.5) < 0.04
+
+
+def test_drawn_noise_is_a_function_of_seed_and_step(tiny_recipe, tiny_corpus):
+    recipe = tiny_recipe()
+    _, denoiser = denoiser_of(recipe, tiny_corpus)
+    shape = torch.Size([4, 4, 16, 16])
+    (t, eps), (t2, eps2), (_, other) = (draw(recipe, denoiser, shape, step, "cpu") for step in (3, 3, 4))
+    assert torch.equal(t, t2) and torch.equal(eps, eps2) and not torch.equal(eps, other)
+    assert t.dtype == torch.float32 and bool(((t > 0) & (t < 1)).all())
