@@ -90,7 +90,7 @@ def fit(
         x = features[torch.randint(len(raw), (ROWS,)), rows]
         present, own = concepts[rows].unique(return_inverse=True)
         share = torch.rand(len(present), 1)
-        with torch.autocast("cpu", torch.bfloat16):  # opened anew at each step: it caches the cast weights
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # weights change at each step
             text = scorer.text_vectors(share * names[present] + (1 - share) * tagged[present])
             picture, looks = scorer.picture_vectors(x), scorer.style(x)
         match = heat.exp().clamp(max=COLDEST) * picture.float() @ text.float().T

@@ -51,7 +51,7 @@ def read_checked(folder: Path, name: str) -> bytes:
         raise UserError(f"{error.filename}: missing; the folder is not a whole unfog model, get it again") from None
     except ValueError:
         raise UserError(f"{folder / MANIFEST}: not readable as JSON; get the model again") from None
-    if digests.get(name) != sha256(data):
+    if not isinstance(digests, dict) or digests.get(name) != sha256(data):
         raise UserError(f"{folder / name}: the file is damaged (sha256 differs from {MANIFEST}); get the model again")
     return data
 

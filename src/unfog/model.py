@@ -99,10 +99,15 @@ class Model:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = dtype or fastest(self.device)
         self.codec = RGBACodec(tuple(card["codec"]["mean"]), tuple(card["codec"]["std"]))
-        with torch.device("meta"):  # no time for first values that are overwritten at once
-            network = NETWORKS[card["network"]["name"]](**card["network"]["settings"])
-        weights = load_weights(folder, WEIGHTS)
-        network.load_state_dict({k: v.to(self.device, self.dtype) for k, v in weights.items()}, assign=True)
+        weights = {k: v.to(self.device, self.dtype) for k, v in load_weights(folder, WEIGHTS).items()}
+        try:
+            with torch.device("meta"):  # no time for first values that are overwritten at once
+                network = NETWORKS[card["network"]["name"]](**card["network"]["settings"])
+            network.load_state_dict(weights, assign=True)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[-1].strip()[:120]
+            wrong = f"its network does not fit {WEIGHTS} or this unfog ({reason})"
+            raise UserError(f"{folder / CARD}: {wrong}; get the model again") from None
         network = network.eval().requires_grad_(False)
         process = process_from_config(card["process"])
         self.denoiser = Preconditioned(network, process, card["prediction"])

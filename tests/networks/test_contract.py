@@ -1,5 +1,8 @@
 """What every registered network keeps: shapes, conditions that count, padding and neighbours that do not."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -53,6 +56,16 @@ def test_shape_and_zero_at_start(name):
     out = build(name, awake=False)(x, logsnr, cond)
     assert out.shape == x.shape and out.dtype == torch.float32
     assert torch.equal(out, torch.zeros_like(x))
+
+
+def test_laying_out_without_values_is_quick(name):
+    """Loading a model builds its network on the meta device; torch's compiler (seconds) must not be loaded for that."""
+    program = (
+        "import sys, torch; from unfog.networks import NETWORKS\n"
+        f"with torch.device('meta'): NETWORKS[{name!r}](classes=3, **{TINY[name]!r})\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_gradients_reach_every_parameter(name):

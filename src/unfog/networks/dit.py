@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unfog.errors import UserError
 from unfog.networks.attention import attend
-from unfog.networks.layers import Cond, Conditioning, RMSNorm, SwiGLU, modulate, zero_
+from unfog.networks.layers import Cond, Conditioning, RMSNorm, SwiGLU, modulate, small, zero_
 from unfog.networks.rotary import grid_angles, rotate
 
 
@@ -29,7 +29,7 @@ class Stem(nn.Module):
         # through few numbers: pictures fill a small part of pixel space, and noise is not worth carrying
         self.patch = nn.Sequential(nn.Linear(patch_dim, bottleneck, bias=False), nn.Linear(bottleneck, width))
         self.text = nn.Linear(text_dim, width) if text_dim else None
-        self.registers = nn.Parameter(torch.randn(registers, width) * 0.02)
+        self.registers = nn.Parameter(small(registers, width))
 
     def forward(self, patches: Tensor, text: Tensor | None) -> Tensor:
         parts = [self.patch(patches), self.registers.expand(len(patches), -1, -1)]

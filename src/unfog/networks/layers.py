@@ -30,6 +30,14 @@ def zero_(module: nn.Module) -> nn.Module:
     return module
 
 
+def small(rows: int, columns: int) -> Tensor:
+    """First values of an embedding: uniform with a standard deviation of 0.02.
+
+    Not normal ones: on the meta device, where a loaded model is laid out, those make torch load its compiler, for seconds.
+    """
+    return nn.init.uniform_(torch.empty(rows, columns), -0.02 * 3**0.5, 0.02 * 3**0.5)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean x² + eps) · weight over the last axis, in float32. Source: arXiv:1910.07467."""
 
@@ -55,10 +63,8 @@ class Conditioning(nn.Module):
         super().__init__()
         self.width, self.text_dim, self.classes = width, text_dim, classes
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.label = nn.Embedding.from_pretrained(small(classes + 1, width), freeze=False) if classes else None
         self.pooled = nn.Linear(text_dim, width) if text_dim else None
-        if self.label is not None:
-            nn.init.normal_(self.label.weight, std=0.02)
 
     @property
     def dtype(self) -> torch.dtype:

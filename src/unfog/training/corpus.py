@@ -20,7 +20,11 @@ Encode = Callable[[list[str]], tuple[Tensor, Tensor]]
 
 @dataclass
 class Corpus:
-    """pictures (N, S, S, 4) straight RGBA uint8, on the device that trains; classes (N,); texts (N, K) caption numbers, of which row 0 is ""."""
+    """What a run trains on.
+
+    pictures (N, S, S, 4) straight RGBA uint8, on the device that trains; classes (N,), where the number of styles means
+    none; texts (N, K) caption numbers, of which 0 is the empty caption.
+    """
 
     pictures: Tensor
     classes: np.ndarray
@@ -101,4 +105,5 @@ def build_corpus(data: PictureSet, recipe: Recipe, split: str = "train", styles:
     numbers: dict[str, int] = {"": 0}
     texts = np.array([[numbers.setdefault(c, len(numbers)) for c in row] for row in lines])
     stacked = np.stack(pictures)
-    return Corpus(torch.from_numpy(stacked), np.array(labels), texts, plain, list(numbers), list(known), codec or RGBACodec.fit(stacked[:plain]))
+    codec = codec or RGBACodec.fit(stacked[:plain])
+    return Corpus(torch.from_numpy(stacked), np.array(labels), texts, plain, list(numbers), list(known), codec)

@@ -28,9 +28,9 @@ def caption(record: Record) -> str:
 
 def captions(record: Record, rng: np.random.Generator) -> list[str]:
     """Four captions of one picture, shortest first: the name; with its colour; with tags; everything with the style."""
-    name = record.name or record.text
-    if not name:
-        return [""] * 4
+    if not record.name:
+        return [record.text] * 4  # a user's own sentence is left as it is
+    name = record.name
     tags = [t for t in record.tags if t not in name]
     some = list(rng.permutation(tags)[:3]) if tags else []
     colours = " and ".join(record.colors)

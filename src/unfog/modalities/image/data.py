@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from unfog.errors import UserError
 
 SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".gif", ".bmp"}
 LARGEST = 64_000_000  # pixels; a larger file is more likely an attack than a picture
+# what Pillow's decoders and zipfile raise over damaged bytes
+UNREADABLE = (OSError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
+              Image.DecompressionBombError)  # fmt: skip
 
 
 class Record(BaseModel):
@@ -62,7 +67,7 @@ class PictureSet:
         if "metadata.jsonl" in names:
             known = set(names)
             records = [_record(path, number, line) for number, line in
-                       enumerate(read("metadata.jsonl").decode("utf-8").splitlines(), 1) if line.strip()]  # fmt: skip
+                       enumerate(_text(path, read, "metadata.jsonl").split("\n"), 1) if line.strip()]  # fmt: skip
             for record in records:
                 if record.file_name not in known:
                     raise UserError(f"{path}: metadata.jsonl names {record.file_name}, which is not there; remove the line")
@@ -72,7 +77,7 @@ class PictureSet:
             for name in sorted(n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES):
                 place = PurePosixPath(name)
                 sidecar = place.with_suffix(".txt").as_posix()
-                text = read(sidecar).decode("utf-8").strip() if sidecar in texts else place.parent.name.replace("_", " ")
+                text = _text(path, read, sidecar).strip() if sidecar in texts else place.parent.name.replace("_", " ")
                 records.append(Record(file_name=name, text=text))
         if not records:
             raise UserError(f"{path}: no pictures found; put {', '.join(sorted(SUFFIXES))} files there")
@@ -93,7 +98,7 @@ class PictureSet:
             if opened.width * opened.height > LARGEST:
                 raise UserError(f"{self.path}: {name} has {opened.width}x{opened.height} pixels; shrink it below 64 million")
             image = opened.convert("RGBA")
-        except (UnidentifiedImageError, OSError, SyntaxError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             reason = str(error).split("\n")[0][:80]
             raise UserError(f"{self.path}: {name} is not a readable picture ({reason}); repair or remove it") from None
         if size is not None and image.size != (size, size):
@@ -101,10 +106,19 @@ class PictureSet:
         return np.asarray(image)
 
 
+def _text(path: Path, read: Callable[[str], bytes], name: str) -> str:
+    try:
+        return read(name).decode("utf-8-sig")  # some editors put a byte-order mark first
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {name} is not text in UTF-8; save it again as that") from None
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: an archive with a password
+        raise UserError(f"{path}: {name} cannot be read ({str(error)[:80]}); repair or remove it") from None
+
+
 def _record(path: Path, number: int, line: str) -> Record:
     try:
         return Record.model_validate(json.loads(line))
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, RecursionError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: metadata.jsonl line {number} is not usable ({reason}); mend or remove it") from None
 
