@@ -48,8 +48,11 @@ def main() -> None:
             for name in commands:
                 measured[name].append(run(commands[name]))
     for name, values in measured.items():
-        rows[name] = {"seconds_median": round(statistics.median(s for s, _ in values), 3),
-                      "peak_mb": round(statistics.median(m for _, m in values)), "seconds": [round(s, 3) for s, _ in values]}  # fmt: skip
+        rows[name] = {
+            "seconds_median": round(statistics.median(s for s, _ in values), 3),
+            "peak_mb": round(statistics.median(m for _, m in values)),
+            "seconds": [round(s, 3) for s, _ in values],
+        }
         print(name, json.dumps(rows[name]))
     limits = {"cores": os.cpu_count(), "page_size": resource.getpagesize()}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -29,12 +29,36 @@ from unfog.modalities.image.data import Record
 SIZE = 64
 # package, file that `npm pack` writes, sha256
 PACKAGES = {
-    "noto": ("emoji-datasource-google@16.0.0", "emoji-datasource-google-16.0.0.tgz", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"),
-    "twemoji": ("emoji-datasource-twitter@16.0.0", "emoji-datasource-twitter-16.0.0.tgz", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"),
-    "openmoji": ("openmoji@17.0.0", "openmoji-17.0.0.tgz", "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68"),
-    "fluent-3d": ("@lobehub/fluent-emoji-3d@1.1.0", "lobehub-fluent-emoji-3d-1.1.0.tgz", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),
-    "fluent-flat": ("@iconify-json/fluent-emoji-flat@1.2.6", "iconify-json-fluent-emoji-flat-1.2.6.tgz", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
-    "names": ("emojibase-data@17.0.0", "emojibase-data-17.0.0.tgz", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"),
+    "noto": (
+        "emoji-datasource-google@16.0.0",
+        "emoji-datasource-google-16.0.0.tgz",
+        "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+    ),
+    "twemoji": (
+        "emoji-datasource-twitter@16.0.0",
+        "emoji-datasource-twitter-16.0.0.tgz",
+        "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+    ),
+    "openmoji": (
+        "openmoji@17.0.0",
+        "openmoji-17.0.0.tgz",
+        "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
+    ),
+    "fluent-3d": (
+        "@lobehub/fluent-emoji-3d@1.1.0",
+        "lobehub-fluent-emoji-3d-1.1.0.tgz",
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+    ),
+    "fluent-flat": (
+        "@iconify-json/fluent-emoji-flat@1.2.6",
+        "iconify-json-fluent-emoji-flat-1.2.6.tgz",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+    ),
+    "names": (
+        "emojibase-data@17.0.0",
+        "emojibase-data-17.0.0.tgz",
+        "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+    ),
 }
 STYLES = ("noto", "twemoji", "openmoji", "fluent-3d", "fluent-flat")
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
