@@ -2,7 +2,12 @@
 
     python recipes/emoji_64.py --out runs/emoji-64 [--minutes M] [--resume]     or     unfog train recipes/emoji_64.py ...
 
-Data: the shipped set, 8,074 training pictures of 1,757 concepts in five styles (licences: NOTICE).
+Data: the shipped set, 8,074 training pictures in five styles (licences: NOTICE). 12.4M parameters, 24.9 MB at half precision.
+
+Measured so far: 400 steps (25,600 pictures) on one disturbed core took 40 minutes, 4 to 8 s a step; held-out loss at
+ln(sigma/alpha) = -2, -1, 0, 1, 2, 3: .594 .405 .234 .135 .200 .398. Colours and rough outlines follow the prompt, nothing can be
+named, and pixel noise stays in the pictures: with 64 numbers in a patch and 96 channels, a v-prediction asks the network to carry
+the noise itself through the bottleneck, which it cannot (arXiv:2511.13720 found the same). The next run should predict x0.
 """
 
 RECIPE = {

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 import unfog.requests
 from unfog.requests import EvaluateRequest, TrainRequest
@@ -82,7 +83,15 @@ def test_models(unfog_command, model, monkeypatch, tmp_path):
     }
 
 
-REPORT = {"model": "my-model", "distance": {"value": 0.123456, "low": 0.1}}
+class Found(BaseModel):
+    model: str = "my-model"
+    share: float = 0.125
+
+    def __str__(self):
+        return f"{self.model}: 12.5 %"
+
+
+REPORT = Found()
 
 
 @pytest.fixture
@@ -111,8 +120,8 @@ def test_train(unfog_command, calls):
 
 def test_evaluate(unfog_command, calls):
     code, out, err = unfog_command("evaluate", "my-model", "--against", "data", "-n", 64, "--seed", 3)
-    assert (code, out, err) == (0, ["model: my-model", "distance:", "  value: 0.1235", "  low: 0.1"], [])
-    assert json.loads(unfog_command("evaluate", "my-model", "--json")[1][0]) == REPORT
+    assert (code, out, err) == (0, ["my-model: 12.5 %"], [])
+    assert Found.model_validate_json(unfog_command("evaluate", "my-model", "--json")[1][0]) == REPORT
     assert calls.pop() == EvaluateRequest(model="my-model")
     assert calls == [EvaluateRequest(model="my-model", against="data", n=64, seed=3)]
     for bad in (["m", "-n", 1], ["m", "--seed", -1], [""]):

@@ -70,7 +70,7 @@ def main(cache: Path, out: Path) -> None:
     def write(folder: Path) -> None:
         write_atomic(folder / "minilm-l6.safetensors", save(weights))
         write_atomic(folder / "tokenizer.json", json.dumps(tokenizer, ensure_ascii=False).encode())
-        write_atomic(folder / "model.json", (json.dumps(card, indent=1) + "\n").encode())
+        write_atomic(folder / "encoder.json", (json.dumps(card, indent=1) + "\n").encode())
 
     write_folder(out, write)
     print(f"{out}: {sum(p.stat().st_size for p in out.iterdir()) / 1e6:.1f} MB")

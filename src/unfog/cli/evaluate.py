@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from unfog.cli.options import Count, Flag, Whole
 
@@ -47,17 +44,4 @@ def evaluate(
     from unfog.evaluation import evaluate as run
 
     report = run(request)
-    if json:
-        print(json_.dumps(report))
-    else:
-        _show(report)
-
-
-def _show(report: Mapping[str, Any], indent: str = "") -> None:
-    """One `name: value` a line, groups indented below their name."""
-    for name, value in report.items():
-        if isinstance(value, Mapping):
-            print(f"{indent}{name}:")
-            _show(value, indent + "  ")
-        else:
-            print(f"{indent}{name}: {f'{value:.4g}' if isinstance(value, float) else value}")
+    print(report.model_dump_json() if json else report)

@@ -1,15 +1,25 @@
-"""Evaluation that cannot flatter: an independent judge, copies, styles, each with its sample size and interval."""
+"""How good a model is: retrieval by an independent scorer, copies of training pictures, wrong styles, with intervals."""
 
-from __future__ import annotations
+from unfog.evaluation.copies import copy_share, copy_threshold, nearest, thumbnails
+from unfog.evaluation.pictures import evaluate, measure, style_error
+from unfog.evaluation.report import Compared, Figure, Group, Report
+from unfog.evaluation.retrieval import draw_distractors, retrieval
+from unfog.evaluation.statistics import bootstrap_interval, share_interval
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from unfog.requests import EvaluateRequest
-
-
-def evaluate(request: EvaluateRequest) -> dict[str, Any]:
-    """Compare a model's pictures with a data set's (`unfog.evaluation.report.evaluate`); torch is loaded only now."""
-    from unfog.evaluation.report import evaluate
-
-    return evaluate(request)
+__all__ = [
+    "Compared",
+    "Figure",
+    "Group",
+    "Report",
+    "bootstrap_interval",
+    "copy_share",
+    "copy_threshold",
+    "draw_distractors",
+    "evaluate",
+    "measure",
+    "nearest",
+    "retrieval",
+    "share_interval",
+    "style_error",
+    "thumbnails",
+]

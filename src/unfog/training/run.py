@@ -132,7 +132,8 @@ def run_recipe(request: TrainRequest) -> Path:
     with _Shown(recipe) as show:
         ema, step = fit(recipe, corpus, network, denoiser, out, resume=request.resume, minutes=request.minutes, device=device,
                         dtype=dtype, report=report, show=show)  # fmt: skip
-    report(step, ema, {})
+    if step % recipe.report_steps or not (out / "model").exists():  # else the loop has just written this very model
+        report(step, ema, {})
     return out / "model"
 
 

@@ -1,0 +1,203 @@
+"""The shipped scorer, and the whole evaluation on stand-in models whose answers are known."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unfog.data import path
+from unfog.errors import UserError
+from unfog.evaluation import Report, measure
+from unfog.evaluation.features import Lite0, SameConv, folded
+from unfog.evaluation.looks import WIDTH, looks, palette
+from unfog.evaluation.scorer import FOLDER, Scorer, prepare, sized
+from unfog.files import MANIFEST
+from unfog.modalities.image.data import PictureSet
+from unfog.networks.text import TextEncoder
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer.load()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return TextEncoder.load()
+
+
+@pytest.fixture(scope="module")
+def data() -> PictureSet:
+    """Part of the shipped data: few pictures to read, all three splits."""
+    whole = PictureSet.open(path("emoji-64"))
+    rows = [*whole.split("train")[::40], *whole.split("heldout_pair")[::4], *whole.split("heldout_concept")[::4]]
+    return PictureSet(whole.path, [whole.records[row] for row in rows], whole._read)
+
+
+class Stand:
+    """A model that looks its pictures up, or draws noise."""
+
+    name, hash, defaults = "stand-in", "0" * 16, {"sampler": "none", "steps": 1, "scale": 1.0}
+
+    def __init__(self, data: PictureSet, kind: str) -> None:
+        self.data, self.kind, self.styles, self.calls = data, kind, data.styles, []  # type: ignore[var-annotated]
+
+    def generate_many(
+        self,
+        prompts: Sequence[str],
+        styles: Sequence[str | None],
+        seeds: Sequence[int],
+        batch: int = 16,
+        steps: int | None = None,
+        scale: float | None = None,
+    ) -> np.ndarray:
+        self.calls.append((list(prompts), list(styles), list(seeds)))
+        if self.kind == "noise":
+            return np.stack([np.random.default_rng(s).integers(0, 256, (64, 64, 4), np.uint8) for s in seeds])
+        if self.kind == "thief":  # whatever is asked for, a training picture
+            train = self.data.split("train")
+            return np.stack([self.data.load(train[seed % len(train)]) for seed in seeds])
+        place = {(r.name, r.style): i for i, r in enumerate(self.data.records)}
+        return np.stack([self.data.load(place[p, s or ""]) for p, s in zip(prompts, styles, strict=True)])
+
+
+def _measure(data: PictureSet, scorer: Scorer, encoder: TextEncoder, kind: str, n: int) -> tuple[Report, Any]:
+    model = Stand(data, kind)
+    return measure(model, data, n, seed=5, scorer=scorer, encoder=encoder), model
+
+
+def test_a_model_that_draws_the_real_pictures_reaches_them(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
+    report, model = _measure(data, scorer, encoder, "oracle", 90)
+    assert [group.split for group in report.retrieval] == ["train", "heldout_pair", "heldout_concept"]
+    assert [group.reference for group in report.retrieval] == ["heldout_pair", "heldout_pair", "heldout_concept"]
+    for group in report.retrieval[1:]:
+        assert (group.share.value, group.share.low, group.share.high) == (1.0, 1.0, 1.0)
+        assert group.generated == group.real
+        assert group.generated.n == 30
+    assert report.wrong_style is not None and report.wrong_style.real is not None
+    assert report.wrong_style.generated.n == 90 and report.wrong_style.real.n == 60
+    assert report.copies.real is not None
+    assert report.copies.generated.value == report.copies.real.value
+    assert [seed for call in model.calls for seed in call[2]] == list(range(5, 95))
+    # the report is read back as it was, and prints every figure with its number of pictures
+    assert Report.model_validate_json(report.model_dump_json()) == report
+    assert str(report).count("n=") == 13
+
+
+def test_noise_is_at_chance_and_a_thief_is_caught(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
+    noise, _ = _measure(data, scorer, encoder, "noise", 60)
+    assert all(group.generated.value is not None and group.generated.value <= 0.15 for group in noise.retrieval)
+    assert noise.copies.generated.value == 0
+    thief, _ = _measure(data, scorer, encoder, "thief", 60)
+    assert thief.copies.generated.value == 1
+    assert thief.retrieval[2].generated.value is not None and thief.retrieval[2].generated.value <= 0.15
+
+
+def test_the_scorer_knows_real_pictures_it_has_not_seen(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
+    report, _ = _measure(data, scorer, encoder, "oracle", 300)
+    real = {group.split: group.real.value for group in report.retrieval}
+    assert real["heldout_pair"] is not None and real["heldout_pair"] > 0.75
+    assert real["heldout_concept"] is not None and real["heldout_concept"] > 0.35  # chance is 1/65
+    assert report.wrong_style is not None and report.wrong_style.real is not None
+    assert report.wrong_style.real.value is not None and report.wrong_style.real.value < 0.05
+
+
+def test_one_picture_alone_is_judged_as_in_a_batch(data: PictureSet, scorer: Scorer) -> None:
+    pictures = np.stack([data.load(i) for i in range(3)])
+    together = scorer.picture_vectors(scorer.features(pictures))
+    alone = scorer.picture_vectors(scorer.features(pictures[1:2]))
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("file", ["scorer.safetensors", "scorer.json"])
+def test_a_damaged_scorer_is_refused(tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "scorer"
+    shutil.copytree(FOLDER, folder)
+    content = bytearray((folder / file).read_bytes())
+    content[-2] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"{file}.*sha256"):
+        Scorer.load(folder)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(UserError, match="missing"):
+        Scorer.load(folder)
+
+
+def test_a_saved_scorer_loads_the_same(tmp_path: Path, scorer: Scorer) -> None:
+    scorer.save(tmp_path / "copy", {"data": "none"})
+    again = Scorer.load(tmp_path / "copy")
+    for name, value in scorer.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 12_000_000
+
+
+def test_unusable_data_is_one_line(tmp_path: Path, data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
+    bare = PictureSet(tmp_path, [record.model_copy(update={"name": "", "text": ""}) for record in data.records[:3]], data._read)
+    with pytest.raises(UserError, match="no caption"):
+        _measure(bare, scorer, encoder, "noise", 6)
+    with pytest.raises(UserError, match="2 pictures cannot cover the 3 splits"):
+        _measure(data, scorer, encoder, "noise", 2)
+
+
+def test_own_pictures_without_splits_or_styles(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
+    plain = [r.model_copy(update={"style": "", "concept": "", "name": "", "split": "train"}) for r in data.records[:40]]
+    mine = PictureSet(data.path, plain, data._read)
+    report, _ = _measure(mine, scorer, encoder, "noise", 8)
+    assert report.wrong_style is None and report.copies.real is None
+    assert [group.split for group in report.retrieval] == ["train"]
+    assert report.distractors == len({r.text for r in plain}) - 1
+    assert "—" in str(report)
+
+
+def test_folding_keeps_what_the_network_computes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = Lite0()
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    names = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
+    for i in range(16):
+        names |= {f"blocks.{i}.expand": (f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0")} if i else {}
+        names[f"blocks.{i}.depthwise"] = (f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1")
+        names[f"blocks.{i}.project"] = (f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2")
+    checkpoint: dict[str, torch.Tensor] = {}
+    for ours, (conv, norm) in names.items():
+        width = shapes[f"{ours}.bias"][0]
+        checkpoint[f"{conv}.weight"] = torch.randn(shapes[f"{ours}.weight"], generator=generator)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            checkpoint[f"{norm}.{part}"] = torch.rand(width, generator=generator) + 0.5
+    weights = folded(checkpoint)
+    network.load_state_dict(weights)  # every tensor, and no other
+    # one layer against torch's own batch normalisation
+    x = torch.randn(2, 3, 9, 9, generator=generator)
+    convolved = torch.nn.functional.conv2d(torch.nn.functional.pad(x, (1, 1, 1, 1)), checkpoint["_conv_stem.weight"], stride=2)
+    statistics = (checkpoint[f"_bn0.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+    expected = torch.nn.functional.batch_norm(convolved, *statistics, eps=1e-3)
+    assert torch.allclose(network.stem(x), expected, atol=1e-4)
+
+
+def test_padding_is_right_and_below_where_it_is_odd() -> None:
+    conv = SameConv(1, 1, 3, 2)
+    torch.nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(conv.weight)
+    with torch.no_grad():
+        conv.weight[0, 0, 0, 0] = 1  # picks the first pixel of each window
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert conv(x).flatten().tolist() == [0, 2, 8, 10]
+
+
+def test_looks_and_sizes(scorer: Scorer) -> None:
+    pictures = np.zeros((2, 64, 64, 4), np.uint8)
+    pictures[0] = [255, 0, 0, 255]  # pure red, everywhere; the second is empty
+    x = sized(pictures, 64)
+    assert looks(scorer.lite0, x).shape == (2, WIDTH)
+    histogram = palette(x)
+    assert histogram[0, 5] == pytest.approx(1.0) and histogram[0].sum() == pytest.approx(1.0)
+    assert histogram[1].sum() == 0
+    assert torch.equal(prepare(pictures)[1], torch.ones(3, 96, 96))  # nothing on white is white
+    # twice the size, the same picture
+    assert torch.allclose(sized(pictures.repeat(2, 1).repeat(2, 2), 64), x, atol=1e-5)
