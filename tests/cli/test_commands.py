@@ -129,9 +129,11 @@ def test_evaluate(unfog_command, calls):
         assert (code, out, len(err)) == (2, [], 1)
 
 
+# A runner in the background of a shell starts with Ctrl-C ignored, and its children inherit that.
 PROGRAM = """
-import sys, time, types, unfog
+import signal, sys, time, types, unfog
 from unfog.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def stream(request):
     print("ready", flush=True)
     while True:
@@ -152,7 +154,10 @@ def test_ctrl_c_has_no_traceback(tmp_path):
     with start("time.sleep(30)", tmp_path) as run:
         assert run.stdout.readline() == "ready\n"
         run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=30)
+        try:
+            out, err = run.communicate(timeout=60)
+        finally:
+            run.kill()  # else a failure here would wait for the child for ever
     assert (run.returncode, out, err) == (130, "", "unfog: stopped\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -161,7 +166,7 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path):
     with start('print("x" * 99, flush=True)', tmp_path) as run:
         assert run.stdout.readline() == "ready\n"
         run.stdout.close()
-        assert run.wait(timeout=30) == 1
+        assert run.wait(timeout=60) == 1
         assert run.stderr.read() == ""
 
 

@@ -72,35 +72,41 @@ def _measure(data: PictureSet, scorer: Scorer, encoder: TextEncoder, kind: str, 
     return measure(model, data, n, seed=5, scorer=scorer, encoder=encoder), model
 
 
-def test_a_model_that_draws_the_real_pictures_reaches_them(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
-    report, model = _measure(data, scorer, encoder, "oracle", 90)
+@pytest.fixture(scope="module")
+def oracle(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> tuple[Report, Any]:
+    """The report of a model that draws the real pictures, and that model."""
+    return _measure(data, scorer, encoder, "oracle", 150)
+
+
+def test_a_model_that_draws_the_real_pictures_reaches_them(oracle: tuple[Report, Any]) -> None:
+    report, model = oracle
     assert [group.split for group in report.retrieval] == ["train", "heldout_pair", "heldout_concept"]
     assert [group.reference for group in report.retrieval] == ["heldout_pair", "heldout_pair", "heldout_concept"]
     for group in report.retrieval[1:]:
         assert (group.share.value, group.share.low, group.share.high) == (1.0, 1.0, 1.0)
         assert group.generated == group.real
-        assert group.generated.n == 30
+        assert group.generated.n == 50
     assert report.wrong_style is not None and report.wrong_style.real is not None
-    assert report.wrong_style.generated.n == 90 and report.wrong_style.real.n == 60
+    assert report.wrong_style.generated.n == 150 and report.wrong_style.real.n == 100
     assert report.copies.real is not None
     assert report.copies.generated.value == report.copies.real.value
-    assert [seed for call in model.calls for seed in call[2]] == list(range(5, 95))
+    assert [seed for call in model.calls for seed in call[2]] == list(range(5, 155))
     # the report is read back as it was, and prints every figure with its number of pictures
     assert Report.model_validate_json(report.model_dump_json()) == report
     assert str(report).count("n=") == 13
 
 
 def test_noise_is_at_chance_and_a_thief_is_caught(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
-    noise, _ = _measure(data, scorer, encoder, "noise", 60)
-    assert all(group.generated.value is not None and group.generated.value <= 0.15 for group in noise.retrieval)
+    noise, _ = _measure(data, scorer, encoder, "noise", 24)
+    assert all(group.generated.value is not None and group.generated.value <= 0.25 for group in noise.retrieval)
     assert noise.copies.generated.value == 0
-    thief, _ = _measure(data, scorer, encoder, "thief", 60)
+    thief, _ = _measure(data, scorer, encoder, "thief", 24)
     assert thief.copies.generated.value == 1
-    assert thief.retrieval[2].generated.value is not None and thief.retrieval[2].generated.value <= 0.15
+    assert thief.retrieval[2].generated.value is not None and thief.retrieval[2].generated.value <= 0.25
 
 
-def test_the_scorer_knows_real_pictures_it_has_not_seen(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
-    report, _ = _measure(data, scorer, encoder, "oracle", 300)
+def test_the_scorer_knows_real_pictures_it_has_not_seen(oracle: tuple[Report, Any]) -> None:
+    report, _ = oracle
     real = {group.split: group.real.value for group in report.retrieval}
     assert real["heldout_pair"] is not None and real["heldout_pair"] > 0.75
     assert real["heldout_concept"] is not None and real["heldout_concept"] > 0.35  # chance is 1/65
@@ -198,6 +204,6 @@ def test_looks_and_sizes(scorer: Scorer) -> None:
     histogram = palette(x)
     assert histogram[0, 5] == pytest.approx(1.0) and histogram[0].sum() == pytest.approx(1.0)
     assert histogram[1].sum() == 0
-    assert torch.equal(prepare(pictures)[1], torch.ones(3, 96, 96))  # nothing on white is white
+    assert torch.allclose(prepare(pictures)[1], torch.ones(3, 96, 96))  # nothing on white is white
     # twice the size, the same picture
     assert torch.allclose(sized(pictures.repeat(2, 1).repeat(2, 2), 64), x, atol=1e-5)
