@@ -1,13 +1,14 @@
 """How good a model is: retrieval by an independent scorer, copies of training pictures, wrong styles, with intervals."""
 
-from unfog.evaluation.copies import copy_share, copy_threshold, nearest, thumbnails
+from unfog.evaluation.copies import copy_share, copy_threshold, nearest, planted, thumbnails
 from unfog.evaluation.pictures import evaluate, measure, style_error
-from unfog.evaluation.report import Compared, Figure, Group, Report
+from unfog.evaluation.report import Compared, Copies, Figure, Group, Report
 from unfog.evaluation.retrieval import draw_distractors, retrieval
 from unfog.evaluation.statistics import bootstrap_interval, share_interval
 
 __all__ = [
     "Compared",
+    "Copies",
     "Figure",
     "Group",
     "Report",
@@ -18,6 +19,7 @@ __all__ = [
     "evaluate",
     "measure",
     "nearest",
+    "planted",
     "retrieval",
     "share_interval",
     "style_error",

@@ -1,11 +1,15 @@
-"""Which samples are copies of training pictures: the distance to the nearest one, held against a measured threshold.
+"""Which samples are copies of training pictures: the distance to the nearest one, held against measured thresholds.
 
     d(a, b) = min over small shifts of RMS(shift(a) − b)        over premultiplied RGBA in [0, 1] at 32×32
-    threshold = the 1 % quantile of d(real picture, nearest training picture of another concept)
+    threshold = the 1 % quantile of d(real picture, nearest training picture), over one of two sets of real pictures:
+        unseen   held-out pictures: one in a hundred of them is called a copy, by construction
+        twins    training pictures, their own concept passed over: stricter still where a set draws two concepts alike
 
-By construction one real picture in a hundred lies closer than the threshold to a picture of something else; a
-sample closer than that to any training picture is called a copy. (A quantile over all *pairs* would not do: among
-thousands of training pictures the nearest is nearly always below it, for real pictures too.)
+A threshold is worth what it finds, so `planted` makes known copies to measure that on. On emoji-64 (8,074 training
+pictures, 200 planted copies) with noise of 16/255: unseen finds 98 %, twins 3 %; softened over 2×2 pixels: 1 to 4 % and
+0 %. A share of 0 therefore excludes crisp copies, not soft ones; compare the median distances too. A quantile over
+all *pairs* of different concepts is no threshold: it calls 93 % of the held-out real pictures copies, because the
+nearest of thousands lies closer than nearly every pair.
 """
 
 from __future__ import annotations
@@ -87,7 +91,11 @@ def copy_threshold(
     """
     rows = np.random.default_rng(seed).permutation(len(real))[:anchors]
     distance, _ = nearest(real[rows], train, [real_concepts[i] for i in rows], train_concepts)
-    # "lower" and a strict comparison later: never more than the quantile is flagged.
+    return lower_quantile(distance, quantile)
+
+
+def lower_quantile(distance: NDArray[np.float32], quantile: float = QUANTILE) -> float:
+    """A value with at most this share of the distances strictly below it."""
     return float(np.quantile(distance, quantile, method="lower"))
 
 
@@ -100,6 +108,20 @@ def copy_share(
     """
     distance, index = nearest(samples, train)
     return distance < threshold, distance, index
+
+
+def planted(pictures: NDArray[np.uint8], seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Imperfect copies of straight RGBA pictures (N, H, W, 4): with noise of 16/255 where visible, and softened.
+
+    Softened means over 2×2 pixels, which also moves the picture by half a pixel.
+    """
+    x = pictures.astype(np.float32)
+    noise = np.random.default_rng(seed).normal(0, 16, x.shape) * (x[..., 3:] > 8)
+    x_premultiplied = np.concatenate([x[..., :3] * x[..., 3:] / 255, x[..., 3:]], -1)
+    soft = np.mean([np.roll(x_premultiplied, shift, (1, 2)) for shift in ((0, 0), (0, 1), (1, 0), (1, 1))], 0)
+    soft[..., :3] = soft[..., :3] / np.maximum(soft[..., 3:], 1) * 255
+    noisy, soft = (np.clip(np.rint(y), 0, 255).astype(np.uint8) for y in (x + noise, soft))
+    return noisy, soft
 
 
 def _shifted(x: NDArray[np.float32], dy: int, dx: int) -> NDArray[np.float32]:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfog.errors import UserError
-from unfog.evaluation.copies import copy_share, copy_threshold, thumbnails
-from unfog.evaluation.report import Compared, Group, Report, figure, share_figure
+from unfog.evaluation.copies import copy_threshold, lower_quantile, nearest, planted, thumbnails
+from unfog.evaluation.report import Compared, Copies, Group, Report, figure, share_figure
 from unfog.evaluation.retrieval import DISTRACTORS, draw_distractors, retrieval
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ SPLITS = ("train", "heldout_pair", "heldout_concept")
 # Unseen pictures stand in for the captions seen in training: the scorer knows those captions' pictures by heart.
 REFERENCE = {"train": "heldout_pair"}
 MOST_COPIES = 500  # samples whose nearest training picture is looked for
+PLANTED = 200  # imperfect copies of training pictures, to see what a threshold finds
 SIDE = 64
 BATCH = 16
 
@@ -145,7 +146,7 @@ def measure(
                 share=share_figure(generated[split], real[reference], ours, theirs),
             )
         )
-    copies, threshold = _copies(samples, data, concepts, seed)
+    copies, nearest_generated, nearest_real = _copies(samples, data, concepts, seed)
     return Report(
         model=model.name,
         model_hash=model.hash,
@@ -160,7 +161,8 @@ def measure(
         distractors=distractors,
         retrieval=groups,
         copies=copies,
-        copy_threshold=threshold,
+        nearest_generated=nearest_generated,
+        nearest_real=nearest_real,
         wrong_style=_wrong_style(samples, data, concepts, scorer, model.styles),
         seconds=round(time.perf_counter() - start, 1),
         version=__version__,
@@ -220,22 +222,42 @@ def _even(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack([np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BOX)) for p in pictures])
 
 
-def _copies(samples: Mapping[str, Sample], data: PictureSet, concepts: Sequence[str], seed: int) -> tuple[Compared, float]:
-    """Copies among the samples whose real pictures the model has not seen, where the data has such a split."""
+def _copies(
+    samples: Mapping[str, Sample], data: PictureSet, concepts: Sequence[str], seed: int
+) -> tuple[list[Copies], float, float | None]:
+    """Copies among the samples of a split whose real pictures the model has not seen, where the data has one.
+
+    Returns: the rates under each threshold, and the median nearest distances of samples and of real pictures.
+    """
     train = data.split("train") or list(range(len(data)))
-    known = thumbnails(np.stack([data.load(row, SIDE) for row in train]))
-    known_concepts = [concepts[row] for row in train]
+    pictures = np.stack([data.load(row, SIDE) for row in train])
+    known, known_concepts = thumbnails(pictures), [concepts[row] for row in train]
     split = "heldout_pair" if "heldout_pair" in samples else next(iter(samples))
-    sample = samples[split]
-    threshold = copy_threshold(known, known_concepts, known, known_concepts, seed=seed)
-    rows = sample.rows[:MOST_COPIES]
-    copied, _, _ = copy_share(thumbnails(sample.pictures[:MOST_COPIES]), known, threshold)
-    real = None
+    rows = samples[split].rows[:MOST_COPIES]
+    made, _ = nearest(thumbnails(samples[split].pictures[:MOST_COPIES]), known)
+    drawn = np.random.default_rng(seed).permutation(len(train))[:PLANTED]
+    noisy, soft = (nearest(thumbnails(part), known)[0] for part in planted(pictures[drawn], seed))
+    thresholds = {"twins": copy_threshold(known, known_concepts, known, known_concepts, seed=seed)}
+    real: NDArray[np.float32] | None = None
+    unseen: list[int] = []
     if split != "train":  # a training picture is its own nearest one
-        unseen = list(dict.fromkeys(sample.rows))[:MOST_COPIES]
-        twins, _, _ = copy_share(thumbnails(sample.real[:MOST_COPIES]), known, threshold)
-        real = figure(twins, [concepts[row] for row in unseen])
-    return Compared(split=split, generated=figure(copied, [concepts[row] for row in rows]), real=real), threshold
+        unseen = np.random.default_rng(seed).permutation(data.split(split))[:MOST_COPIES].tolist()
+        real, _ = nearest(thumbnails(np.stack([data.load(row, SIDE) for row in unseen])), known)
+        thresholds = {"unseen": lower_quantile(real), **thresholds}
+    planted_concepts = [known_concepts[i] for i in drawn]
+    rates = [
+        Copies(
+            calibration=name,
+            threshold=threshold,
+            split=split,
+            generated=figure(made < threshold, [concepts[row] for row in rows]),
+            real=None if real is None else figure(real < threshold, [concepts[row] for row in unseen]),
+            noisy=figure(noisy < threshold, planted_concepts),
+            softened=figure(soft < threshold, planted_concepts),
+        )
+        for name, threshold in thresholds.items()
+    ]
+    return rates, float(np.median(made)), None if real is None else float(np.median(real))
 
 
 def _wrong_style(

@@ -54,6 +54,18 @@ class Compared(Part):
     real: Figure | None
 
 
+class Copies(Part):
+    """Pictures called copies under one threshold, and what that threshold finds of copies planted on purpose."""
+
+    calibration: str = Field(description="unseen or twins: the real pictures whose 1 % quantile is the threshold")
+    threshold: float
+    split: str
+    generated: Figure
+    real: Figure | None
+    noisy: Figure = Field(description="found of planted copies with noise of 16/255")
+    softened: Figure = Field(description="found of planted copies softened over 2×2 pixels")
+
+
 class Report(Part):
     """An evaluation of one model; `str` gives the table, `model_dump_json` the JSON."""
 
@@ -70,8 +82,9 @@ class Report(Part):
     distractors: int
     level: float = LEVEL
     retrieval: list[Group]
-    copies: Compared
-    copy_threshold: float
+    copies: list[Copies]
+    nearest_generated: float = Field(description="median distance of a sample to its nearest training picture")
+    nearest_real: float | None = Field(description="the same of real pictures of that split")
     wrong_style: Compared | None
     seconds: float
     version: str
@@ -91,12 +104,12 @@ class Report(Part):
                 )
                 for group in self.retrieval
             ),
-            *(
-                (name, found.split, str(found.generated), "—" if found.real is None else str(found.real), "")
-                for name, found in (("copies", self.copies), ("wrong style", self.wrong_style))
-                if found is not None
-            ),
+            *((f"copies ({c.calibration})", c.split, str(c.generated), _or_dash(c.real), "") for c in self.copies),
+            *((f"  finds noisy, soft copies ({c.calibration})", "train", str(c.noisy), str(c.softened), "") for c in self.copies),
         ]
+        if self.wrong_style is not None:
+            style = self.wrong_style
+            rows.append(("wrong style", style.split, str(style.generated), _or_dash(style.real), ""))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         head = [
@@ -104,7 +117,13 @@ class Report(Part):
             f"{self.sampler}, {self.steps} steps, scale {self.scale:g}, batch {self.batch}; scorer {self.scorer}; "
             f"{self.seconds:.0f} s; intervals {100 * self.level:.0f} %, whole concepts resampled",
         ]
-        return "\n".join([*head, "", *table])
+        real = "—" if self.nearest_real is None else f"{self.nearest_real:.4f}"
+        foot = f"median distance to the nearest training picture: generated {self.nearest_generated:.4f}, real {real}"
+        return "\n".join([*head, "", *table, "", foot])
+
+
+def _or_dash(found: Figure | None) -> str:
+    return "—" if found is None else str(found)
 
 
 def figure(values: NDArray[np.bool_], clusters: Sequence[str], n: int | None = None) -> Figure:
