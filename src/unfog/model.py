@@ -39,7 +39,13 @@ CARD = "model.json"
 
 
 def save_model(
-    folder: Path, recipe: Recipe, corpus: Corpus, network: torch.nn.Module, step: int, held_out: dict[str, float]
+    folder: Path,
+    recipe: Recipe,
+    corpus: Corpus,
+    network: torch.nn.Module,
+    step: int,
+    held_out: dict[str, float],
+    processes: int = 1,
 ) -> None:
     """Write a model folder whole: float16 weights, everything that sampling needs, what it was trained on."""
     from safetensors.torch import save
@@ -58,7 +64,8 @@ def save_model(
         "text": "minilm-l6",
         "styles": corpus.styles,
         "defaults": recipe.defaults,
-        "training": {"data": recipe.data, "steps": step, "pictures_seen": step * recipe.batch, "recipe": recipe.model_dump(),
+        "training": {"data": recipe.data, "steps": step, "processes": processes,
+                     "pictures_seen": step * recipe.batch * processes, "recipe": recipe.model_dump(),
                      "held_out_loss": held_out},
         "licences": recipe.licences,
     }  # fmt: skip

@@ -1,9 +1,11 @@
-"""The training loop: the same run however it is cut, broken batches, data order, learning rate."""
+"""The training loop: the same run however it is cut, broken batches, data order, learning rate, several processes."""
 
 import json
 import math
+import multiprocessing
 import os
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from unfog.modalities.image.codec import RGBACodec
 from unfog.training.ema import PowerEMA
 from unfog.training.loop import draw, fit, lr_at, train_step
 from unfog.training.optimisers import MuonAdamW
+from unfog.training.peers import Peers
 from unfog.training.run import build_network
 
 
@@ -33,11 +36,11 @@ def denoiser_of(recipe, corpus):
     return network, Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
 
 
-def train(recipe, corpus, out, resume=False, show=None):
+def train(recipe, corpus, out, resume=False, show=None, peers=None):
     out.mkdir(exist_ok=True)
     network, denoiser = denoiser_of(recipe, corpus)
     return fit(recipe, corpus, network, denoiser, out, resume=resume, minutes=None, device="cpu", dtype=torch.float32,
-               report=lambda *_: None, show=show or (lambda *_: None))  # fmt: skip
+               report=lambda *_: None, show=show or (lambda *_: None), peers=peers)  # fmt: skip
 
 
 def stop_at(number, kind):
@@ -163,3 +166,70 @@ def test_drawn_noise_is_a_function_of_seed_and_step(tiny_recipe, tiny_corpus):
     (t, eps), (t2, eps2), (_, other) = (draw(recipe, denoiser, shape, step, "cpu") for step in (3, 3, 4))
     assert torch.equal(t, t2) and torch.equal(eps, eps2) and not torch.equal(eps, other)
     assert t.dtype == torch.float32 and bool(((t > 0) & (t < 1)).all())
+
+
+def together(recipe, corpus, out, count=2, stop_after=None):
+    """`count` processes train into one folder; the second is sent SIGTERM after step `stop_after`. -> exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def peer(rank):
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        torch.set_num_threads(1)
+
+        def show(step, event):
+            if rank == 1 and step == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        train(recipe, corpus, out, show=show, peers=Peers(recipe.average_steps))
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=peer, args=(rank,)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def test_two_processes_end_with_the_mean_of_both(tmp_path, tiny_recipe, tiny_corpus):
+    recipe = tiny_recipe(steps=1, warm_up=1, decay=0.0)
+    assert together(recipe, tiny_corpus, tmp_path) == [0, 0]
+    found = load_file(tmp_path / "checkpoint.safetensors")
+    alone = []
+    for index in range(2):  # what each process does, here in one
+        network, denoiser = denoiser_of(recipe, tiny_corpus)
+        optimiser, ema = MuonAdamW(network, recipe.lr), PowerEMA(network, recipe.ema)
+        network.train()
+        torch.manual_seed((recipe.seed + 1) * 999_983 + index)
+        x0, cond = tiny_corpus.batch(recipe, index)
+        t, eps = draw(recipe, denoiser, x0.shape, index, "cpu")
+        train_step(network, denoiser, optimiser, ema, x0, cond, t, eps, lr=lr_at(recipe, 0), clip=recipe.clip, step=0,
+                   dtype=torch.float32)  # fmt: skip
+        alone.append(network.state_dict())
+    for key in alone[0]:
+        mean = (alone[0][key] + alone[1][key]) / 2
+        assert torch.allclose(found[f"network.{key}"], mean, atol=1e-6), key
+    assert any(not torch.equal(alone[0][key], alone[1][key]) for key in alone[0])
+
+
+def test_a_signal_to_one_stops_all_where_they_meet(tmp_path, tiny_recipe, tiny_corpus):
+    recipe = tiny_recipe(steps=40, average_steps=4)
+    assert together(recipe, tiny_corpus, tmp_path, stop_after=5) == [0, 0]
+    assert int(load_file(tmp_path / "checkpoint.safetensors")["step"]) == 8
+    steps = [json.loads(line)["step"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert all(step % 10 == 0 for step in steps)  # the leader's lines only, each once
+    assert len(steps) == len(set(steps))
+
+
+@pytest.mark.parametrize(("count", "steps"), [(1, 6), (2, 3), (3, 2)])
+def test_processes_draw_what_one_alone_would(monkeypatch, count, steps):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    peers = Peers()
+    peers.count = count
+    drawn = []
+    for step in range(steps):
+        for peers.rank in range(count):
+            drawn.append(peers.index(step))
+    assert drawn == list(range(6))

@@ -52,11 +52,11 @@ class Corpus:
         """The order of one epoch over the plain pictures, a function of seed and epoch only."""
         return np.random.default_rng([seed, epoch]).permutation(self.plain)
 
-    def batch(self, recipe: Recipe, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """x0 and cond of one step: a function of the recipe's seed and the step only, so a resumed run is the same."""
+    def batch(self, recipe: Recipe, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """x0 and cond of batch `index`: a function of the recipe's seed and that only, so a resumed run is the same."""
         assert self.states is not None and self.masks is not None
-        rng = np.random.default_rng([recipe.seed, step, 1])
-        places = np.arange(step * recipe.batch, (step + 1) * recipe.batch)
+        rng = np.random.default_rng([recipe.seed, index, 1])
+        places = np.arange(index * recipe.batch, (index + 1) * recipe.batch)
         epochs = places // self.plain
         orders = {int(e): self.order(recipe.seed, int(e)) for e in np.unique(epochs)}
         chosen = np.array([orders[int(e)][p % self.plain] for e, p in zip(epochs, places, strict=True)])

@@ -21,14 +21,16 @@ def exponent(sigma_rel: float) -> float:
 
 
 class PowerEMA:
-    """Holds the averaged copy of a network."""
+    """Holds the averaged copy of a network, renewed every `every` steps (an average over so many needs no single one)."""
 
-    def __init__(self, network: nn.Module, sigma_rel: float = 0.1) -> None:
+    def __init__(self, network: nn.Module, sigma_rel: float = 0.1, every: int = 1) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.gamma = exponent(sigma_rel)
+        self.gamma, self.every = exponent(sigma_rel), every
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Take the weights after step `step` (1, 2, ...) into the average."""
-        weight = 1 - (1 - 1 / step) ** (self.gamma + 1)
+        if step % self.every:
+            return
+        weight = 1 - (1 - self.every / step) ** (self.gamma + 1)
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), weight)

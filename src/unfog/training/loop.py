@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -15,15 +16,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from unfog.diffusion.denoisers import Preconditioned
-from unfog.diffusion.losses import LogNormal, denoising_loss, stratified
+from unfog.diffusion.losses import LogNormal, Weight, denoising_loss, stratified
 from unfog.errors import UserError
 from unfog.files import write_atomic
 from unfog.training.corpus import Corpus
 from unfog.training.ema import PowerEMA
 from unfog.training.optimisers import MuonAdamW
+from unfog.training.peers import Peers
 from unfog.training.recipe import Recipe
 
 Cond = dict[str, Tensor]
+EMA_EVERY = 4  # steps; each would cost a pass over all weights
 
 
 def train_step(
@@ -40,10 +43,11 @@ def train_step(
     clip: float,
     step: int,
     dtype: torch.dtype,
+    weight: Weight | None = None,
 ) -> tuple[float, float]:
     """One step: noise, predict, compare, descend, average. -> loss, gradient norm before clipping."""
     with torch.autocast(x0.device.type, dtype, enabled=dtype != torch.float32):
-        loss = denoising_loss(denoiser, x0, cond, t, eps).mean()
+        loss = denoising_loss(denoiser, x0, cond, t, eps, weight).mean()
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     parameters = list(network.parameters())
@@ -63,10 +67,10 @@ def lr_at(recipe: Recipe, step: int) -> float:
     return recipe.lr * min(rise, (recipe.steps - step) / falling if falling else 1.0)
 
 
-def draw(recipe: Recipe, denoiser: Preconditioned, shape: torch.Size, step: int, device: str) -> tuple[Tensor, Tensor]:
-    """Times (B,) and noise of one step, from (seed, step) alone."""
+def draw(recipe: Recipe, denoiser: Preconditioned, shape: torch.Size, index: int, device: str) -> tuple[Tensor, Tensor]:
+    """Times (B,) and noise of batch `index`, from (seed, index) alone."""
     # drawn where it is used: a copy of a large batch's noise would cost more than the step
-    generator = torch.Generator(device).manual_seed(recipe.seed * 1_000_003 + step)
+    generator = torch.Generator(device).manual_seed(recipe.seed * 1_000_003 + index)
     u = stratified(torch.rand(shape[0], generator=generator, dtype=torch.float64, device=device))
     t = LogNormal(recipe.noise_mean, recipe.noise_std).quantile(u, denoiser.process.schedule)
     return t.float(), torch.randn(shape, generator=generator, device=device)
@@ -119,9 +123,12 @@ def fit(
     dtype: torch.dtype,
     report: Callable[[int, PowerEMA, dict[str, Any]], None],
     show: Callable[[int, dict[str, Any]], None],
+    weight: Weight | None = None,
+    peers: Peers | None = None,
 ) -> tuple[PowerEMA, int]:
     """Train until `recipe.steps`, `minutes`, or an interrupt; always ends with a checkpoint. -> the average, the step."""
-    optimiser, ema = MuonAdamW(network, recipe.lr), PowerEMA(network, recipe.ema)
+    peers = peers or Peers()
+    optimiser, ema = MuonAdamW(network, recipe.lr), PowerEMA(network, recipe.ema, EMA_EVERY)
     checkpoint = Checkpoint(out / "checkpoint.safetensors", network, ema, optimiser)
     step = checkpoint.load() if resume and checkpoint.path.exists() else 0
     stop: list[int] = []
@@ -130,15 +137,18 @@ def fit(
     network.train()
     broken = 0
     try:
-        with open(out / "events.jsonl", "a", encoding="utf-8") as events:
-            while step < recipe.steps and not stop and (minutes is None or time.monotonic() - began < minutes * 60):
-                start = time.monotonic()
-                torch.manual_seed((recipe.seed + 1) * 999_983 + step)  # for dropout: a resumed run must drop the same
-                x0, cond = corpus.batch(recipe, step)
-                t, eps = draw(recipe, denoiser, x0.shape, step, device)
+        with open(out / "events.jsonl" if peers.leads else os.devnull, "a", encoding="utf-8") as events:
+            while step < recipe.steps:
+                late = minutes is not None and time.monotonic() - began >= minutes * 60
+                if peers.meet(step, network, bool(stop) or late):
+                    break
+                start, index = time.monotonic(), peers.index(step)
+                torch.manual_seed((recipe.seed + 1) * 999_983 + index)  # for dropout: a resumed run must drop the same
+                x0, cond = corpus.batch(recipe, index)
+                t, eps = draw(recipe, denoiser, x0.shape, index, device)
                 lr = lr_at(recipe, step)
                 loss, norm = train_step(network, denoiser, optimiser, ema, x0, cond, t, eps, lr=lr, clip=recipe.clip, step=step,
-                                        dtype=dtype)  # fmt: skip
+                                        dtype=dtype, weight=weight)  # fmt: skip
                 broken = 0 if math.isfinite(norm) else broken + 1
                 if broken >= 5:
                     raise UserError(f"step {step}: five batches in a row gave no finite gradient; lower lr (now {lr:g})")
@@ -148,6 +158,8 @@ def fit(
                 if step % 10 == 0 or step == recipe.steps:
                     events.write(json.dumps(event) + "\n")
                     events.flush()
+                if not peers.leads:
+                    continue
                 if time.monotonic() - saved > recipe.checkpoint_minutes * 60:
                     checkpoint.save(step)
                     saved = time.monotonic()
@@ -159,5 +171,8 @@ def fit(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    checkpoint.save(step)
+    for part in (network, ema.network):
+        peers.average(part)
+    if peers.leads:
+        checkpoint.save(step)
     return ema, step

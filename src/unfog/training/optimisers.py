@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: singular values end in about 0.7 to 1.2. (R, C) -> (R, C)."""
+    """The nearest (semi-)orthogonal matrix, roughly: singular values end in about 0.7 to 1.2. (R, C) -> (R, C) bfloat16."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]
@@ -23,8 +23,8 @@ def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
@@ -65,7 +65,7 @@ class MuonAdamW(torch.optim.Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(p)
             assert p.grad is not None
-            state["momentum"].mul_(group["momentum"]).add_(p.grad)
+            torch.add(p.grad, state["momentum"], alpha=group["momentum"], out=state["momentum"])
             update = p.grad.add(state["momentum"], alpha=group["momentum"])
             matrix = update.reshape(len(p), -1)
             scale = 0.2 * max(matrix.shape) ** 0.5

@@ -26,6 +26,8 @@ class Recipe(BaseModel):
     dropout: float = Field(0.05, ge=0, lt=1)
     schedule: dict[str, Any] = Field(default_factory=lambda: {"name": "cosine"})
     prediction: Literal["x0", "eps", "v", "flow", "edm"] = "v"
+    weight: str | None = Field(None, description="space in which errors count, such as v; None: the prediction's own")
+    weight_limit: float = Field(100.0, gt=0, description="most that the weight may be")
     noise_mean: float = Field(0.3, description="mean of ln(sigma/alpha) in training")
     noise_std: float = Field(1.3, gt=0, description="its standard deviation")
     drop_text: float = Field(0.1, ge=0, le=1, description="share of items trained without text and style")
@@ -38,6 +40,7 @@ class Recipe(BaseModel):
     decay: float = Field(0.3, ge=0, le=1, description="last share of the run over which the learning rate falls to 0")
     clip: float = Field(1.0, gt=0)
     ema: float = Field(0.1, gt=0, lt=0.28, description="relative width of the weight average")
+    average_steps: int = Field(16, ge=1, description="steps between averages where several processes train together")
     seed: int = Field(0, ge=0)
     compile: bool = Field(False, description="true to compile the network first: pays on a GPU, costs minutes")
     checkpoint_minutes: float = Field(10, gt=0)

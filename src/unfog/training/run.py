@@ -14,7 +14,7 @@ import unfog.data
 from unfog.diffusion import Gaussian, Noise, make_grid, make_plan, sample, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.guidance.cfg import ClassifierFree
-from unfog.diffusion.losses import denoising_loss
+from unfog.diffusion.losses import Space, denoising_loss
 from unfog.errors import UserError
 from unfog.files import write_atomic
 from unfog.modalities.image.data import PictureSet
@@ -25,6 +25,7 @@ from unfog.requests import TrainRequest
 from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.ema import PowerEMA
 from unfog.training.loop import fit
+from unfog.training.peers import Peers
 from unfog.training.recipe import Recipe, read_recipe
 
 NOISE_BINS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # ln(sigma/alpha) at which held-out loss is measured
@@ -109,15 +110,22 @@ def run_recipe(request: TrainRequest) -> Path:
     held = build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec) if splits else corpus
     network = build_network(recipe, len(corpus.styles)).to(device)
     out.mkdir(parents=True, exist_ok=True)
-    encoder = TextEncoder.load()
+    encoder, peers = TextEncoder.load(), Peers(recipe.average_steps, device)
+    if not peers.leads:
+        peers.wait()  # for the leader's text states
     for part in {id(c): c for c in (corpus, held)}.values():
         _states(part, encoder, out)
         part.to(device)
+    if peers.leads:
+        peers.wait()
     stepped = torch.compile(network) if recipe.compile else network
     denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
+    weight = Space(recipe.weight, limit=recipe.weight_limit) if recipe.weight else None
     millions = sum(p.numel() for p in network.parameters()) / 1e6
-    print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters, "
-          f"{device} {str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {recipe.batch}", file=sys.stderr)  # fmt: skip
+    if peers.leads:
+        print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters, {device} "
+              f"{str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.count} x {recipe.batch}",
+              file=sys.stderr)  # fmt: skip
 
     def report(step: int, ema: PowerEMA, found: dict[str, Any]) -> None:
         from unfog.modalities.image.show import png_bytes
@@ -127,12 +135,13 @@ def run_recipe(request: TrainRequest) -> Path:
         write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
         from unfog.model import save_model
 
-        save_model(out / "model", recipe, corpus, ema.network, step, found["held_out"])
+        save_model(out / "model", recipe, corpus, ema.network, step, found["held_out"], peers.count)
 
-    with _Shown(recipe) as show:
+    with _Shown(recipe, peers.leads) as show:
         ema, step = fit(recipe, corpus, network, denoiser, out, resume=request.resume, minutes=request.minutes, device=device,
-                        dtype=dtype, report=report, show=show)  # fmt: skip
-    if step % recipe.report_steps or not (out / "model").exists():  # else the loop has just written this very model
+                        dtype=dtype, report=report, show=show, weight=weight, peers=peers)  # fmt: skip
+    # else the loop has just written this very model
+    if peers.leads and (step % recipe.report_steps or not (out / "model").exists()):
         report(step, ema, {})
     return out / "model"
 
@@ -157,12 +166,12 @@ def _states(corpus: Corpus, encoder: TextEncoder, out: Path) -> None:
 class _Shown:
     """Progress for a person on a terminal (rich), or a JSON line every half minute elsewhere."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.last = recipe, 0.0
+    def __init__(self, recipe: Recipe, leads: bool = True) -> None:
+        self.recipe, self.leads, self.last = recipe, leads, 0.0
         self.bar: Any = None
 
     def __enter__(self) -> _Shown:
-        if sys.stderr.isatty():
+        if self.leads and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -175,7 +184,7 @@ class _Shown:
     def __call__(self, step: int, event: dict[str, Any]) -> None:
         if self.bar is not None:
             self.bar.update(self.task, completed=step, description=f"{self.recipe.name} loss {event['loss']:.4f}")
-        elif time.monotonic() - self.last > 30:
+        elif self.leads and time.monotonic() - self.last > 30:
             self.last = time.monotonic()
             left = (self.recipe.steps - step) * event["seconds"]
             rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in event.items()}
