@@ -101,6 +101,8 @@ def test_five_broken_batches_in_a_row_are_an_error(tmp_path, tiny_recipe, tiny_c
     with pytest.raises(UserError, match="five batches in a row.*lower lr"):
         train(tiny_recipe(), tiny_corpus, tmp_path / "run", show=lambda step, event: seen.append(step))
     assert seen == [1, 2, 3, 4]
+    state = load_file(tmp_path / "run" / "checkpoint.safetensors")  # what was trained before them is kept, unharmed
+    assert int(state["step"]) == 4 and all(value.isfinite().all() for value in state.values())
 
 
 def test_damaged_and_foreign_checkpoints(tmp_path, tiny_recipe, tiny_corpus):

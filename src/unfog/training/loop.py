@@ -151,6 +151,7 @@ def fit(
                                         dtype=dtype, weight=weight)  # fmt: skip
                 broken = 0 if math.isfinite(norm) else broken + 1
                 if broken >= 5:
+                    checkpoint.save(step)  # whichever process: the broken batches have not reached the weights
                     raise UserError(f"step {step}: five batches in a row gave no finite gradient; lower lr (now {lr:g})")
                 step += 1
                 event = {"step": step, "loss": loss, "grad": norm, "lr": lr, "seconds": time.monotonic() - start}
