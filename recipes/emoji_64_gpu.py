@@ -5,7 +5,7 @@
 
 Data: the shipped set. Not run yet on a GPU: time, cost and score are open. Checked on a CPU with --steps 2 and a small batch.
 What the arithmetic says (forward about 7 GFLOP a picture, training 21): 12 million pictures and more in 30 minutes at 150
-TFLOP/s. Twice the width (46 MB) would be over what ships. With processes on several GPUs: torchrun --nproc-per-node N -m unfog ...
+TFLOP/s. Width 384 (48 MB) would be over what ships. On several GPUs: torchrun --nproc-per-node N -m unfog train ...
 """
 
 RECIPE = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import unfog.requests
-from unfog.errors import UserError
+from unfog.errors import UserError, unknown
 from unfog.requests import (
     LARGEST_SEED,
     EvaluateRequest,
@@ -20,7 +20,6 @@ from unfog.requests import (
     check,
     from_recipe,
     shown,
-    unknown,
 )
 
 HUGE = 10**4000

@@ -21,13 +21,13 @@ from unfog.diffusion import Gaussian, Noise, Plan, make_grid, make_plan, process
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.samplers import sampler_name
-from unfog.errors import UserError
+from unfog.errors import UserError, unknown
 from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atomic, write_folder
 from unfog.modalities.image.codec import RGBACodec
 from unfog.networks import NETWORKS
 from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
-from unfog.requests import GenerateRequest, Progress, Result, check, unknown
+from unfog.requests import GenerateRequest, Progress, Result, check
 
 if TYPE_CHECKING:
     from unfog.training.corpus import Corpus

@@ -7,10 +7,9 @@ pydantic finds into one line that names the field, what is wrong, and what to gi
 
 from __future__ import annotations
 
-import difflib
 import operator
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -25,7 +24,7 @@ from pydantic import (
     field_validator,
 )
 
-from unfog.errors import UserError
+from unfog.errors import UserError, shown, unknown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -246,31 +245,6 @@ def _wrong(kind: str, value: object, ctx: Mapping[str, Any], message: str) -> st
         if rule in ctx:
             return f"{shown(value)} {words} {ctx[rule]}"
     return f"{shown(value)} is refused ({message[:1].lower()}{message[1:]})"
-
-
-def shown(value: object, longest: int = 40) -> str:
-    """A value short enough for one line, quoted, with no line break or control character in it."""
-    if isinstance(value, str):
-        value = value[: longest + 1]  # before repr: a user may send megabytes
-    elif isinstance(value, int) and value.bit_length() > 128:
-        return "a number beyond 2**128"  # Python refuses to print very long integers
-    text = repr(value)
-    return text if len(text) <= longest + 2 else text[: longest - 1] + "…"
-
-
-def unknown(what: str, value: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is none of the known ones, with the nearest of them."""
-    names = sorted(known)
-    lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(value[:200].lower(), lower, n=1, cutoff=0.5)
-    if near:
-        advice = f"did you mean {lower[near[0]]}?"
-    elif not names:
-        advice = f"there is no {what} to choose here; leave it out"
-    else:
-        listed = ", ".join(names[:20])
-        advice = f"give one of: {listed}" + (" ..." if len(names) > 20 else "")
-    return UserError(f"{what}: {shown(value)} is unknown; {advice}")
 
 
 def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:

@@ -132,7 +132,7 @@ def test_errors():
         ClassifierFree(base, float("nan"), EMPTY)
     with pytest.raises(ValueError, match="2 scales for 3 items"):
         ClassifierFree(base, torch.tensor([2.0, 3.0]), EMPTY)(X, 0.5, COND)
-    with pytest.raises(UserError, match="did you mean 'cfg'"):
+    with pytest.raises(UserError, match="did you mean cfg"):
         guide("cfgg", base, scale=2.0, uncond=EMPTY)
     with pytest.raises(UserError, match="uncond"):
         guide("cfg", base, scale=2.0)

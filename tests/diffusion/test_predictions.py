@@ -107,5 +107,5 @@ def test_config_and_errors():
     for bad in ("epsilon", {"name": "v", "std": 1.0}, {"data_std": 1.0}, 3):
         with pytest.raises(UserError):
             prediction_from_config(bad)
-    with pytest.raises(UserError, match="did you mean 'eps'"):
+    with pytest.raises(UserError, match="did you mean eps"):
         Prediction("epsilon")

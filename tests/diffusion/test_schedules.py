@@ -170,7 +170,7 @@ def test_bad_configs_are_one_line(config):
 
 
 def test_unknown_name_states_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'cosine'"):
+    with pytest.raises(UserError, match="did you mean cosine"):
         schedule_from_config({"name": "cosin"})
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from unfog.cli import complain
 from unfog.cli.options import Count, Flag, Real, Whole
-from unfog.errors import UserError
+from unfog.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from unfog.model import Model
@@ -151,8 +151,6 @@ def _check_model(
     loaded: Model, request: GenerateRequest, recipe: Mapping[str, Any] | None, like: Path | None
 ) -> None:
     """Refuse a style that the model lacks, and a model that did not make the picture to be remade."""
-    from unfog.requests import unknown
-
     if recipe is not None and loaded.hash != recipe["model_hash"]:
         raise UserError(
             f"--like: {like} was made by {recipe['model']} {recipe['model_hash']}, "

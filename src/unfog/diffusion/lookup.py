@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from unfog.errors import UserError
+from unfog.errors import UserError, unknown
 
 V = TypeVar("V")
-
-
-def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """The error for a name that no registry holds; it states the nearest known one."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? known: " if near else "known: "
-    return UserError(f"unknown {kind} {name!r}; {hint}{', '.join(names)}")
 
 
 def lookup(registry: Mapping[str, V], name: str, kind: str) -> V:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from unfog.diffusion.lookup import call, unknown
+from unfog.diffusion.lookup import call
 from unfog.diffusion.plan import Plan
 from unfog.diffusion.samplers import ddim, ddpm, dpm_solver, euler, heun
 from unfog.diffusion.schedules import Schedule
+from unfog.errors import unknown
 
 
 @dataclass(frozen=True)
