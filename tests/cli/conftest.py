@@ -75,7 +75,7 @@ def unfog_command(model, capfd):
     def command(*words):
         code = main([str(word) for word in words])
         out, err = capfd.readouterr()
-        lines = [line for line in err.splitlines() if not line.startswith('{"event": "progress"')]
+        lines = [line for line in err.splitlines() if not line.startswith('{"event": ')]
         return code, out.splitlines(), lines
 
     return command

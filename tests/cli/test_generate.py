@@ -81,7 +81,9 @@ def test_a_drawn_seed_is_reported_and_remakes_the_picture(unfog_command):
 def test_progress_is_json_lines_without_a_terminal(model, capfd):
     assert main(["generate", "x", "--steps", "500", "--seed", "1"]) == 0
     rows = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    assert 1 <= len(rows) <= 20  # 500 fast steps: the first, the last, and a few a second between them
+    assert 2 <= len(rows) <= 20  # 500 fast steps: the first, the last, and a few a second between them
+    last = rows.pop()
+    assert (last["event"], last["pictures"], last["seed"]) == ("done", 1, 1) and last["seconds"] >= 0
     assert all(row["event"] == "progress" and row["total"] == 500 for row in rows)
     assert rows[-1]["done"] == 500 and rows[-1]["eta_s"] == 0
 

@@ -17,13 +17,15 @@ SETTINGS = {"unet": {"unshuffle": 4, "widths": [16, 16], "blocks": [1, 1], "atte
 @pytest.mark.parametrize("network", sorted(SETTINGS))
 def test_pictures_in_pictures_out(tmp_path, picture_folder, network):
     fields = {"name": "things", "data": str(picture_folder), "size": 16, "network": network, "settings": SETTINGS[network],
-              "steps": 4, "batch": 4, "report_steps": 2, "recolour": 0.5, "licences": ["made by hand"],
+              "steps": 4, "batch": 4, "report_steps": 3, "recolour": 0.5, "licences": ["made by hand"],
               "defaults": {"steps": 3, "scale": 2.0, "sampler": "dpmpp_2m"}}  # fmt: skip
     source, out = tmp_path / "things.json", tmp_path / "out"
     source.write_text(json.dumps(fields))
     folder = run_recipe(TrainRequest(source=source, out=out))
     assert folder == out / "model" and (out / "checkpoint.safetensors").exists()
-    assert [p.name for p in sorted((out / "samples").iterdir())] == ["0000002.png", "0000004.png"]
+    assert [p.name for p in sorted((out / "samples").iterdir())] == ["0000003.png", "0000004.png"]
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if "held_out" in event] == [3, 4]  # the last one is not lost
     card = json.loads((folder / "model.json").read_text())
     assert card["training"]["steps"] == 4 and card["training"]["pictures_seen"] == 16 and card["licences"] == ["made by hand"]
     assert all(loss > 0 for loss in card["training"]["held_out_loss"].values())

@@ -118,9 +118,17 @@ def generate(
                 made.append(result)
     if grid is not None:
         _sheet(request, made, grid)
-    if sys.stderr.isatty():
-        print(f"{pictures} in {time.monotonic() - start:.1f} s, first seed {request.seed}", file=sys.stderr)
+    _report(pictures, request.seed, time.monotonic() - start)
     return _compare(like, original, path) if like is not None and original is not None else 0
+
+
+def _report(pictures: int, seed: int | None, seconds: float) -> None:
+    """How many, from which seed on, how long: the last line on stderr."""
+    if sys.stderr.isatty():
+        line = f"{pictures} in {seconds:.1f} s, first seed {seed}"
+    else:
+        line = json_.dumps({"event": "done", "pictures": pictures, "seed": seed, "seconds": round(seconds, 1)})
+    print(line, file=sys.stderr)
 
 
 def _asked(prompts: Sequence[str], given: Mapping[str, Any]) -> GenerateRequest:

@@ -121,7 +121,7 @@ def fit(
     minutes: float | None,
     device: str,
     dtype: torch.dtype,
-    report: Callable[[int, PowerEMA, dict[str, Any]], None],
+    report: Callable[[int, PowerEMA], None],
     show: Callable[[int, dict[str, Any]], None],
     weight: Weight | None = None,
     peers: Peers | None = None,
@@ -165,9 +165,7 @@ def fit(
                     checkpoint.save(step)
                     saved = time.monotonic()
                 if step % recipe.report_steps == 0:
-                    found: dict[str, Any] = {"step": step}
-                    report(step, ema, found)
-                    events.write(json.dumps(found) + "\n")
+                    report(step, ema)
                     network.train()
     finally:
         for number, handler in previous.items():

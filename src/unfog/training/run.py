@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -127,22 +128,23 @@ def run_recipe(request: TrainRequest) -> Path:
               f"{str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.count} x {recipe.batch}",
               file=sys.stderr)  # fmt: skip
 
-    def report(step: int, ema: PowerEMA, found: dict[str, Any]) -> None:
+    def report(step: int, ema: PowerEMA) -> None:
         from unfog.modalities.image.show import png_bytes
-
-        averaged = Preconditioned(ema.network, denoiser.process, denoiser.prediction)
-        found["held_out"] = held_out_loss(averaged, held, dtype, device)
-        write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
         from unfog.model import save_model
 
-        save_model(out / "model", recipe, corpus, ema.network, step, found["held_out"], peers.count)
+        averaged = Preconditioned(ema.network, denoiser.process, denoiser.prediction)
+        losses = held_out_loss(averaged, held, dtype, device)
+        with open(out / "events.jsonl", "a", encoding="utf-8") as events:
+            events.write(json.dumps({"step": step, "held_out": losses}) + "\n")
+        write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
+        save_model(out / "model", recipe, corpus, ema.network, step, losses, peers.count)
 
     with _Shown(recipe, peers.leads) as show:
         ema, step = fit(recipe, corpus, network, denoiser, out, resume=request.resume, minutes=request.minutes, device=device,
                         dtype=dtype, report=report, show=show, weight=weight, peers=peers)  # fmt: skip
     # else the loop has just written this very model
     if peers.leads and (step % recipe.report_steps or not (out / "model").exists()):
-        report(step, ema, {})
+        report(step, ema)
     return out / "model"
 
 
@@ -188,8 +190,6 @@ class _Shown:
             self.last = time.monotonic()
             left = (self.recipe.steps - step) * event["seconds"]
             rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in event.items()}
-            import json
-
             print(json.dumps({**rounded, "eta_seconds": round(left)}), file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:

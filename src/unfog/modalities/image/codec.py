@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # A faint veil where the picture should be empty, or a faint hole where it should be full, is denoising error:
-# alpha in [VEIL, 1 − VEIL] is stretched to [0, 1].
+# alpha below VEIL becomes 0, above 1 − VEIL 1; between them it is kept as it is.
 VEIL = 0.04
 
 
@@ -44,7 +44,8 @@ class RGBACodec:
         planes = (x0 * self._column(self.std, x0) + self._column(self.mean, x0)).clamp(0, 1)
         alpha = planes[:, 3:]
         colour = torch.where(alpha > VEIL, planes[:, :3] / alpha.clamp(min=VEIL), 0.0).clamp(0, 1)
-        straight = torch.cat([colour, ((alpha - VEIL) / (1 - 2 * VEIL)).clamp(0, 1)], dim=1)
+        clear = torch.where(alpha > VEIL, alpha, 0.0)
+        straight = torch.cat([colour, torch.where(alpha < 1 - VEIL, clear, 1.0)], dim=1)
         return (straight * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     @staticmethod
