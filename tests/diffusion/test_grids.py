@@ -15,7 +15,7 @@ CONTINUOUS = [Cosine(), Linear(), VP(), EDM(), Shifted(Linear(), 3.0), Table.lin
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("name", ["uniform", "logsnr", "karras"])
+@pytest.mark.parametrize("name", ["uniform", "logsnr", "karras", "exponential", "flow", "beta", "ays"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 def test_ends_are_exact_and_times_fall(schedule, name, steps):
     for start, end in ((1.0, 0.0), (0.8, 0.0), (0.9, 0.2)):
@@ -48,6 +48,63 @@ def test_karras_is_the_published_list():
     np.testing.assert_allclose(
         (flow.sigma(grid) / flow.alpha(grid).clip(1e-300))[1:-1], expected[1:], rtol=1e-9
     )
+
+
+def level(schedule, grid):
+    return schedule.sigma(grid) / schedule.alpha(grid)
+
+
+def test_exponential_is_geometric():
+    schedule = VP()
+    levels = level(schedule, make_grid("exponential", schedule, 12, sigma_min=0.01, sigma_max=50.0)[:-1])
+    np.testing.assert_allclose(levels[1:], np.geomspace(50.0, 0.01, 12)[1:], rtol=1e-9)  # the first is t = 1 itself
+
+
+def test_flow_shift_moves_the_log_snr_by_a_constant():
+    """A shift s of flow time is log-SNR − 2·ln s, on any schedule."""
+    for schedule in (Linear(), VP(), Cosine()):
+        plain = schedule.logsnr(make_grid("flow", schedule, 10))[1:-1]
+        shifted = schedule.logsnr(make_grid("flow", schedule, 10, shift=3.0))[1:-1]
+        if schedule.alpha(1.0) < 1e-9:  # else both start at the schedule's own lowest log-SNR
+            np.testing.assert_allclose(shifted, plain - 2.0 * math.log(3.0), rtol=1e-9)
+    np.testing.assert_allclose(make_grid("flow", Linear(), 10), np.linspace(1.0, 0.0, 11), atol=1e-12)
+    published = 3.0 * np.linspace(1.0, 0.0, 11) / (1.0 + 2.0 * np.linspace(1.0, 0.0, 11))  # SD3, eq. 23
+    np.testing.assert_allclose(make_grid("flow", Linear(), 10, shift=3.0), published, atol=1e-12)
+    part = make_grid("flow", Linear(), 5, shift=3.0, start=float(published[5]))
+    np.testing.assert_allclose(part, published[5:], atol=1e-12)
+
+
+def test_flow_shift_from_the_number_of_tokens():
+    for tokens, mu in ((256, 0.5), (4096, 1.15), (1024, 0.63)):
+        by_rule = make_grid("flow", Linear(), 7, tokens=tokens)
+        np.testing.assert_allclose(by_rule, make_grid("flow", Linear(), 7, shift=math.exp(mu)), atol=1e-12)
+
+
+def test_beta_quantiles():
+    np.testing.assert_allclose(make_grid("beta", VP(), 9, a=1.0, b=1.0), np.linspace(1.0, 0.0, 10), atol=1e-5)
+    arcsine = np.sin(0.5 * math.pi * np.linspace(1.0, 0.0, 10)) ** 2  # Beta(½, ½) in closed form
+    np.testing.assert_allclose(make_grid("beta", VP(), 9, a=0.5, b=0.5), arcsine, atol=1e-5)
+    np.testing.assert_allclose(make_grid("beta", VP(), 9, a=1.0, b=2.0), 1 - np.sqrt(np.linspace(0, 1, 10)), atol=1e-5)
+
+
+def test_ays_is_the_published_table():
+    table = Table.scaled_linear()
+    indices = [table.index(t) for t in make_grid("ays", table, 10)[:-1].tolist()]
+    published = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
+    assert max(abs(a - b) for a, b in zip(indices, published, strict=True)) <= 1  # they print both, each rounded
+    twenty = level(table, make_grid("ays", table, 19)[:-1])
+    np.testing.assert_allclose(twenty[2::2], level(table, make_grid("ays", table, 10)[:-1])[1:], rtol=1e-6)
+    with pytest.raises(UserError, match="sdxl"):
+        make_grid("ays", table, 10, model="sdxx")
+
+
+def test_a_list_of_levels():
+    schedule = EDM()
+    grid = make_grid("custom", schedule, 3, levels=[10.0, 1.0, 0.1, 0.0])
+    np.testing.assert_allclose(schedule.sigma(grid), [10.0, 1.0, 0.1, 0.0], rtol=1e-9)
+    for wrong in ({"levels": [1.0, 2.0, 0.0]}, {"levels": [1.0, -1.0]}, {}, {"levels": [1.0, 0.0], "times": [1.0, 0.0]}):
+        with pytest.raises(UserError):
+            make_grid("custom", schedule, max(len(wrong.get("levels", "xx")) - 1, 1), **wrong)
 
 
 def test_table_spacings():

@@ -72,6 +72,23 @@ def logsnr(
     return _close(schedule.time(np.linspace(low, high, steps + 1)), start, end)
 
 
+def _levels(schedule: Schedule, levels: np.ndarray, start: float, end: float) -> np.ndarray:
+    """The grid through falling levels of σ/α: one an interval and then `end` 0, or one a node."""
+    times = schedule.time(-2.0 * np.log(levels))
+    return _close(np.append(times, 0.0) if end == 0.0 else times, start, end)
+
+
+def _span(
+    schedule: Schedule, name: str, start: float, end: float, sigma_min: float, sigma_max: float
+) -> tuple[float, float]:
+    """The highest and the lowest σ/α between start and end, clipped to [sigma_min, sigma_max]."""
+    high = min(sigma_max, math.exp(min(-0.5 * schedule.logsnr(start), 700.0)))
+    low = max(sigma_min, math.exp(max(-0.5 * schedule.logsnr(end), -700.0)))
+    if not 0.0 < low < high:
+        raise UserError(f"grid {name!r}: need 0 < sigma_min < sigma_max inside the schedule, got {low:.3g}, {high:.3g}")
+    return high, low
+
+
 def karras(
     schedule: Schedule,
     steps: int,
@@ -87,16 +104,100 @@ def karras(
     last interval goes from sigma_min to 0. Source: Karras et al. 2022, arXiv:2206.00364, eq. 5.
     """
     _check(steps, start, end)
-    high = min(sigma_max, math.exp(min(-0.5 * schedule.logsnr(start), 700.0)))
-    low = max(sigma_min, math.exp(-0.5 * schedule.logsnr(end)))
-    if not (0.0 < low < high and rho > 0.0):
-        raise UserError(
-            f"grid 'karras': need rho > 0 and sigma_min < sigma_max inside the schedule, got {low}, {high}"
-        )
-    landing = end == 0.0
-    levels = np.linspace(high ** (1.0 / rho), low ** (1.0 / rho), steps if landing else steps + 1) ** rho
-    times = schedule.time(-2.0 * np.log(levels))
-    return _close(np.append(times, 0.0) if landing else times, start, end)
+    if not rho > 0.0:
+        raise UserError(f"grid 'karras': rho must be greater than 0, got {rho}")
+    high, low = _span(schedule, "karras", start, end, sigma_min, sigma_max)
+    count = steps if end == 0.0 else steps + 1
+    return _levels(schedule, np.linspace(high ** (1.0 / rho), low ** (1.0 / rho), count) ** rho, start, end)
+
+
+def exponential(
+    schedule: Schedule,
+    steps: int,
+    start: float = 1.0,
+    end: float = 0.0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> np.ndarray:
+    """ln(σ/α) in equal steps from sigma_max to sigma_min, then `end`: Karras with ρ → ∞; also "lu lambdas".
+
+    Unlike "logsnr", it has its first node at sigma_max and its last but one at sigma_min.
+    """
+    _check(steps, start, end)
+    high, low = _span(schedule, "exponential", start, end, sigma_min, sigma_max)
+    return _levels(schedule, np.geomspace(high, low, steps if end == 0.0 else steps + 1), start, end)
+
+
+def flow(
+    schedule: Schedule,
+    steps: int,
+    start: float = 1.0,
+    end: float = 0.0,
+    shift: float = 1.0,
+    tokens: int | None = None,
+) -> np.ndarray:
+    """Equal steps in flow time f = σ/(α + σ), then f ← shift·f/(1 + (shift − 1)·f), for any schedule.
+
+    shift > 0: 3 in SD3, 1 none. tokens: instead, the number of tokens of the picture, from which Flux's rule takes
+    shift = e^μ, μ from 0.5 at 256 tokens to 1.15 at 4096 on a line. Sources: Esser et al. 2024, arXiv:2403.03206, eq. 23;
+    Black Forest Labs 2024 (the line).
+    """
+    _check(steps, start, end)
+    if tokens is not None:
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise UserError(f"grid 'flow': tokens must be a whole number of at least 1, got {tokens!r}")
+        shift = math.exp(0.5 + 0.65 * (tokens - 256) / (4096 - 256))
+    if not 0.0 < shift < math.inf:
+        raise UserError(f"grid 'flow': shift must be greater than 0, got {shift}")
+    ends = []
+    for t in (start, end):
+        place = schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))
+        ends.append(place / (shift - (shift - 1.0) * place))
+    places = np.linspace(ends[0], ends[1], steps + 1)
+    inner = places[1:-1]
+    inner = shift * inner / (1.0 + (shift - 1.0) * inner)
+    return _close(np.array([start, *schedule.time(2.0 * np.log1p(-inner) - 2.0 * np.log(inner)), end]), start, end)
+
+
+def beta(
+    schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, a: float = 0.6, b: float = 0.6
+) -> np.ndarray:
+    """t at equal steps of the quantile of the Beta(a, b) distribution: for a, b < 1 dense at both ends.
+
+    a, b > 0. Source: Lee et al. 2024, arXiv:2407.12173, §4 (0.6, 0.6).
+    """
+    _check(steps, start, end)
+    if not (0.0 < a < math.inf and 0.0 < b < math.inf):
+        raise UserError(f"grid 'beta': a and b must be greater than 0, got {a}, {b}")
+    # With t = sin²θ the density is sin^{2a−1}θ·cos^{2b−1}θ, tame enough for a fine sum (to about 1e-5).
+    theta = (np.arange(200_000) + 0.5) * (0.5 * math.pi / 200_000)
+    mass = np.cumsum(np.sin(theta) ** (2.0 * a - 1.0) * np.cos(theta) ** (2.0 * b - 1.0))
+    edges = np.concatenate([[0.0], mass / mass[-1]])
+    angles = np.interp(np.linspace(1.0, 0.0, steps + 1), edges, np.linspace(0.0, 0.5 * math.pi, len(edges)))
+    return _close(end + (start - end) * np.sin(angles) ** 2, start, end)
+
+
+AYS = {
+    "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113),
+    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034),
+}
+
+
+def ays(
+    schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, model: str = "sd15"
+) -> np.ndarray:
+    """Levels of σ/α optimised for a published model ("sd15", "sdxl", "svd"), then `end`.
+
+    Other numbers of steps than the table's ten, and parts of it, are read off it linearly in ln(σ/α).
+    Source: Sabour et al. 2024 (Align Your Steps), arXiv:2404.14507.
+    """
+    _check(steps, start, end)
+    table = np.log(np.array(lookup(AYS, model, "model of grid 'ays'")))
+    high, low = _span(schedule, "ays", start, end, math.exp(table[-1]), math.exp(table[0]))
+    places = np.interp(np.log([high, low]), table[::-1], np.arange(len(table))[::-1])
+    chosen = np.linspace(places[0], places[1], steps if end == 0.0 else steps + 1)
+    return _levels(schedule, np.exp(np.interp(chosen, np.arange(len(table)), table)), start, end)
 
 
 def _table(schedule: Schedule, name: str) -> Table:
@@ -148,10 +249,24 @@ def linspace(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.
 
 
 def custom(
-    schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, times: Sequence[float] = ()
+    schedule: Schedule,
+    steps: int,
+    start: float = 1.0,
+    end: float = 0.0,
+    times: Sequence[float] = (),
+    levels: Sequence[float] = (),
 ) -> np.ndarray:
-    """The user's own times: steps + 1 of them, strictly falling from start to end."""
+    """The user's own times, or levels of σ/α: steps + 1 of them, strictly falling from start to end."""
     _check(steps, start, end)
+    if bool(len(times)) == bool(len(levels)):
+        raise UserError("grid 'custom': give either times or levels")
+    if len(levels):
+        given = np.array(levels, dtype=np.float64)
+        if given.ndim != 1 or not (given >= 0.0).all():
+            raise UserError("grid 'custom': levels are σ/α, numbers of at least 0")
+        with np.errstate(divide="ignore"):
+            times = schedule.time(-2.0 * np.log(given))
+        start, end = float(times[0]), float(times[-1])
     grid = check_grid(times)
     if len(grid) != steps + 1 or grid[0] != start or grid[-1] != end:
         raise UserError(
@@ -164,6 +279,10 @@ GRIDS: dict[str, Callable[..., np.ndarray]] = {
     "uniform": uniform,
     "logsnr": logsnr,
     "karras": karras,
+    "exponential": exponential,
+    "flow": flow,
+    "beta": beta,
+    "ays": ays,
     "trailing": trailing,
     "leading": leading,
     "linspace": linspace,
