@@ -56,7 +56,7 @@ def test_twenty_steps_are_ten_and_ten_more(name, cut):
     for _ in range(cut):
         state = next(part)
     saved = State(
-        state.index, state.total, state.t, state.x.clone(), state.base.clone(), tuple(state.history)
+        state.index, state.total, state.t, state.x.clone(), state.base.clone(), tuple(state.history), state.x0
     )
     rest = list(run(plan, denoiser(), saved, Noise([11, 12, 13])))
     assert len(rest) == len(whole) - cut
@@ -130,7 +130,9 @@ def test_noise_is_drawn_only_where_a_row_has_it(name):
             return super().normal(shape, stream, **kwargs)
 
     sample(plan, denoiser(), x, Counting([1]))
-    assert drawn == [1 + i for i in range(plan.nfe) if plan.c[i] != 0] == list(range(1, plan.nfe))
+    assert drawn == [1 + i for i in range(plan.nfe) if plan.c[i] != 0]
+    if name == "ddpm":  # one draw a step, none in the last, which lands on clean data
+        assert drawn == list(range(1, plan.nfe))
     with pytest.raises(UserError, match="Noise"):
         sample(plan, denoiser(), x)
 

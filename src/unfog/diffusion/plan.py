@@ -1,17 +1,19 @@
 """Plans: a sampler as a table of numbers, and the one loop that runs any of them.
 
-Row i evaluates D_i = denoise(x, t_i) and then applies two affine maps:
+Row i evaluates D_i = denoise(x, t_i), remembers H_i and then applies two affine maps:
 
-    base ← a_i·base + Σ_k b_ik·D_{i−k} + c_i·z_i        what is known so far
-    x    ← A_i·base + Σ_k B_ik·D_{i−k}                  where the denoiser looks next
+    H_i  = p_i·x + q_i·D_i                              what is remembered: D (p 0, q 1), ε, a velocity
+    base ← a_i·base + Σ_k b_ik·H_{i−k} + c_i·z_i        what is known so far
+    x    ← A_i·base + Σ_k B_ik·H_{i−k}                  where the denoiser looks next
 
 The coefficients are float64 on the host, made once from a schedule and a grid. What the two maps carry:
 
-- one evaluation a step (Euler, DDIM, DDPM, DPM-Solver++ multistep, DEIS, SA): `base` takes the step, x =
+- one evaluation a step (Euler, DDIM, DDPM, DPM-Solver++ multistep, DEIS, LMS): `base` takes the step, x =
 base;
 - single-step solvers (Heun, DPM-Solver-2S/3S): a stage leaves `base` and moves x; the last row of a step
 moves `base`;
-- predictor–corrector (UniPC): row i first corrects `base` at t_i with D_i, then x predicts t_{i+1} from it;
+- predictor–corrector (UniPC, SA): row i first corrects `base` at t_i with D_i, then x predicts t_{i+1} from it;
+  noise that both share is a part of `base` (c divided by the next A);
 - churn and restart: forward noise is a part of the row before, which then lands at the raised level (t rises
 to it);
 - noise inside a single-step stage (SDE-DPM-Solver++): with a = 1 the stage adds its Brownian part to `base`,
@@ -35,12 +37,12 @@ from torch import Tensor
 from unfog.diffusion.noise import NoiseSource
 from unfog.errors import UserError
 
-Terms = list[tuple[int, float]]  # (k, coefficient of D_{i−k}), without zeros
+Terms = list[tuple[int, float]]  # (k, coefficient of H_{i−k}), without zeros
 Denoise = Callable[[Tensor, float], Tensor]  # denoise(x (B, *D), t) -> x0 (B, *D)
 
 
 class Row(NamedTuple):
-    """One evaluation and its two maps; b[k] and B[k] belong to D_{i−k}."""
+    """One evaluation, what is remembered of it, and its two maps; b[k] and B[k] belong to H_{i−k}."""
 
     t: float
     a: float = 1.0
@@ -48,18 +50,26 @@ class Row(NamedTuple):
     c: float = 0.0
     A: float = 1.0
     B: Sequence[float] = ()
+    p: float = 0.0
+    q: float = 1.0
+
+
+_ARRAYS = ("t", "p", "q", "a", "b", "c", "A", "B")
+_TABLES = ("b", "B")
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """n rows that remember K denoised results.
+    """n rows that remember K results.
 
-    t (n,): times at which the denoiser is asked. a, c, A (n,); b, B (n, K). end: the time at which x stands
-    after the last row. sampler: the name it was made under. All arrays are read-only float64.
+    t (n,): times at which the denoiser is asked. p, q, a, c, A (n,); b, B (n, K). end: the time at which x
+    stands after the last row. sampler: the name it was made under. All arrays are read-only float64.
     """
 
     sampler: str
     t: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
     a: np.ndarray
     b: np.ndarray
     c: np.ndarray
@@ -74,14 +84,8 @@ class Plan:
             raise UserError(
                 f"plan {self.sampler!r}: t must hold at least one time, b be a table with at least one column"
             )
-        for name, shape in {
-            "t": (n,),
-            "a": (n,),
-            "b": (n, memory),
-            "c": (n,),
-            "A": (n,),
-            "B": (n, memory),
-        }.items():
+        for name in _ARRAYS:
+            shape = (n, memory) if name in _TABLES else (n,)
             values = np.array(getattr(self, name), dtype=np.float64)
             if values.shape != shape:
                 raise UserError(f"plan {self.sampler!r}: {name} has shape {values.shape}, expected {shape}")
@@ -112,7 +116,8 @@ class Plan:
         def column(name: str) -> np.ndarray:
             return np.array([getattr(row, name) for row in rows])
 
-        return Plan(sampler, column("t"), column("a"), table("b"), column("c"), column("A"), table("B"), end)
+        arrays = {name: table(name) if name in _TABLES else column(name) for name in _ARRAYS}
+        return Plan(sampler, end=end, **arrays)
 
     @property
     def nfe(self) -> int:
@@ -130,16 +135,14 @@ class Plan:
         return bool(self.c.any())
 
     @cached_property
-    def _rows(self) -> list[tuple[float, Terms, float, float, Terms]]:
+    def _rows(self) -> list[tuple[float, float, float, Terms, float, float, Terms]]:
         """Rows as python floats without their zeros: numpy scalars cost more than a small tensor's sum."""
 
         def sparse(row: np.ndarray) -> list[tuple[int, float]]:
             return [(k, float(value)) for k, value in enumerate(row) if value != 0.0]
 
-        return [
-            (float(self.a[i]), sparse(self.b[i]), float(self.c[i]), float(self.A[i]), sparse(self.B[i]))
-            for i in range(self.nfe)
-        ]
+        p, q, a, c, scale = (values.tolist() for values in (self.p, self.q, self.a, self.c, self.A))
+        return [(p[i], q[i], a[i], sparse(self.b[i]), c[i], scale[i], sparse(self.B[i])) for i in range(self.nfe)]
 
     @cached_property
     def _times(self) -> list[float]:
@@ -147,19 +150,17 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and floats; JSON keeps every bit."""
-        arrays = {name: getattr(self, name).tolist() for name in ("t", "a", "b", "c", "A", "B")}
+        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
         return {"sampler": self.sampler, **arrays, "end": self.end}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Plan:
         """The plan that `to_dict` wrote."""
-        names = {"sampler", "t", "a", "b", "c", "A", "B", "end"}
+        names = {"sampler", *_ARRAYS, "end"}
         if not isinstance(values, dict) or set(values) != names:
             raise UserError(f"plan: expected exactly the fields {sorted(names)}")
         try:
-            arrays = {
-                name: np.array(values[name], dtype=np.float64) for name in ("t", "a", "b", "c", "A", "B")
-            }
+            arrays = {name: np.array(values[name], dtype=np.float64) for name in _ARRAYS}
             return Plan(sampler=str(values["sampler"]), end=float(values["end"]), **arrays)
         except (TypeError, ValueError) as error:
             raise error if isinstance(error, UserError) else UserError(f"plan: {error}") from error
@@ -170,7 +171,8 @@ class State:
     """Where a run stands after row `index` (−1: before the first). The loop changes nothing in it in place.
 
     x (B, *D) stands at time t: where the denoiser looks next, and the result once `done`. base and history
-    (D_i, D_{i−1}, …) are what the next row needs; a saved State continues the run bit for bit.
+    (H_i, H_{i−1}, …) are what the next row needs; a saved State continues the run bit for bit. x0: D_i
+    (B, *D), the denoised result of the row just done (before the first row: x itself).
     """
 
     index: int
@@ -179,11 +181,7 @@ class State:
     x: Tensor
     base: Tensor
     history: tuple[Tensor, ...]
-
-    @property
-    def x0(self) -> Tensor:
-        """D_i, the denoised result of the row just done (B, *D)."""
-        return self.history[0]
+    x0: Tensor
 
     @property
     def nfe(self) -> int:
@@ -197,7 +195,7 @@ class State:
 
 def begin(plan: Plan, x: Tensor) -> State:
     """The state before the first row: x (B, *D) at time plan.start."""
-    return State(-1, plan.nfe, plan._times[0], x, x, ())
+    return State(-1, plan.nfe, plan._times[0], x, x, (), x)
 
 
 def _combine(weight: float, base: Tensor, terms: Terms, history: tuple[Tensor, ...]) -> Tensor:
@@ -230,8 +228,9 @@ def advance(plan: Plan, state: State, x0: Tensor, noise: NoiseSource | None = No
         raise ValueError(
             f"the denoiser returned shape {tuple(x0.shape)} for x of shape {tuple(state.x.shape)}"
         )
-    a, b, c, scale, look = plan._rows[i]
-    history = (x0, *state.history[: plan.b.shape[1] - 1])
+    p, q, a, b, c, scale, look = plan._rows[i]
+    kept = x0 if p == 0.0 and q == 1.0 else torch.add(state.x * p, x0, alpha=q)
+    history = (kept, *state.history[: plan.b.shape[1] - 1])
     base = _combine(a, state.base, b, history)
     if c != 0.0:
         if noise is None:
@@ -239,7 +238,7 @@ def advance(plan: Plan, state: State, x0: Tensor, noise: NoiseSource | None = No
         shape = tuple(x0.shape[1:])
         base = torch.add(base, noise.normal(shape, 1 + i, device=x0.device, dtype=x0.dtype), alpha=c)
     x = _combine(scale, base, look, history)
-    return State(i, state.total, plan._times[i + 1], x, base, history)
+    return State(i, state.total, plan._times[i + 1], x, base, history, x0)
 
 
 def run(

@@ -132,6 +132,16 @@ class Prediction:
         _, _, p, q = self.affine(alpha, sigma)
         return expand(p, x0) * x0 + expand(q, x0) * eps
 
+    def of_x0(self, x0: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """What the network would have said where it means x0: (x0 − c_skip·x_t)/c_out, (B, *D); needs σ > 0."""
+        c_skip, c_out, _, _ = self.affine(alpha, sigma)
+        return (x0 - expand(c_skip, x_t) * x_t) / expand(c_out, x_t)
+
+    def to_x0(self, output: Tensor, x_t: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """c_skip·x_t + c_out·output, (B, *D)."""
+        c_skip, c_out, _, _ = self.affine(alpha, sigma)
+        return expand(c_skip, x_t) * x_t + expand(c_out, x_t) * output
+
     def config(self) -> dict[str, Any]:
         """Plain values; `prediction_from_config` reads them."""
         return asdict(self)
