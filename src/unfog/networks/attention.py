@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from unfog.networks.layers import zero_
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention: q (B, H, L, D), k and v (B, H, S, D), key_mask (B, S) True = may be read."""
-    mask = None if key_mask is None else key_mask[:, None, None, :]
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention: q (B, H, L, D), k and v (B, H, S, D), mask (B, S) or (B, L, S), True = may be read."""
+    if mask is not None:
+        mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
     if q.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # PyTorch's fused CPU kernel has a backward 10-30 times slower than plain matrix products in bf16
@@ -19,6 +20,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> T
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def perturbed(mask: Tensor, perturb: Tensor, length: int) -> Tensor:
+    """mask (B, S), but in the items of `perturb` (B,) each of the first `length` tokens reads none of them but itself.
+
+    That makes self-attention the identity, and leaves what is read of the text: (B, L, S), L all S tokens or `length`
+    of them, as the caller's queries are the first of its keys. Source: Ahn et al. 2024, arXiv:2403.17377, eq. 11.
+    """
+    own = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device)
+    own[:length, :length] = torch.eye(length, dtype=torch.bool, device=mask.device)
+    return mask[:, None] & (own | ~perturb.to(mask.device)[:, None, None])
 
 
 class TextAttention(nn.Module):
@@ -40,7 +52,9 @@ class TextAttention(nn.Module):
         self.out = nn.Linear(inner, channels)
         zero_(self.out)
 
-    def forward(self, x: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None, perturb: Tensor | None = None
+    ) -> Tensor:
         b, length, _ = x.shape
 
         def split(y: Tensor) -> Tensor:
@@ -52,5 +66,8 @@ class TextAttention(nn.Module):
             text_k, text_v = (split(y) for y in self.text_kv(text).chunk(2, dim=-1))
             k, v = torch.cat([k, text_k], dim=2), torch.cat([v, text_v], dim=2)
             mask = torch.cat([text_mask.new_ones(b, length), text_mask], dim=1)
+        if perturb is not None:
+            keys = torch.ones(b, k.shape[2], dtype=torch.bool, device=x.device) if mask is None else mask
+            mask = perturbed(keys, perturb, length)[:, :length]
         y = attend(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v, mask)
         return x + self.out(y.transpose(1, 2).reshape(b, length, -1))

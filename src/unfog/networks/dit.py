@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unfog.errors import UserError
-from unfog.networks.attention import attend
+from unfog.networks.attention import attend, perturbed
 from unfog.networks.layers import Cond, Conditioning, RMSNorm, SwiGLU, modulate, small, zero_
 from unfog.networks.rotary import grid_angles, rotate
 
@@ -141,6 +141,9 @@ class DiT(nn.Module):
         mask = None
         if text_mask is not None:
             mask = F.pad(text_mask, (y.shape[1] - text_mask.shape[1], 0), value=True)
+        if cond is not None and "perturb" in cond:
+            keys = torch.ones(y.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+            mask = perturbed(keys, cond["perturb"], rows * columns)
         shared = self.modulation(vector)
         kept: list[Tensor] = []
         for i, block in enumerate(self.blocks):

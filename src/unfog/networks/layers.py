@@ -56,7 +56,8 @@ class Conditioning(nn.Module):
     """One vector a picture from log-SNR, class and the mean text state; the text tokens apart.
 
     `cond["text"]` (B, T, text_dim), `cond["text_mask"]` (B, T) True where a token is real, `cond["class"]` (B,) long in
-    [0, classes], where `classes` itself means "no class". A key that is absent counts as no text or no class.
+    [0, classes], where `classes` itself means "no class". A key that is absent counts as no text or no class. (The networks
+    themselves read `cond["perturb"]` (B,) bool: items whose picture tokens attend to themselves alone.)
     """
 
     def __init__(self, width: int, text_dim: int = 0, classes: int = 0) -> None:

@@ -59,13 +59,14 @@ class Stage(nn.Module):
         self.block = ResBlock(c_in, c_out, width, dropout)
         self.attention = TextAttention(c_out, text_dim) if attends else None
 
-    def forward(self, x: Tensor, skip: Tensor | None, vector: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None, vector: Tensor, *text: Tensor | None) -> Tensor:
+        """text: what TextAttention takes beside x."""
         if self.merge is not None and skip is not None:
             x = x + self.merge(skip)
         x = self.block(x, vector)
         if self.attention is None:
             return x
-        return self.attention(x.flatten(1, 2), text, mask).reshape(x.shape)
+        return self.attention(x.flatten(1, 2), *text).reshape(x.shape)
 
 
 class Down(nn.Module):
@@ -137,7 +138,8 @@ class UNet(nn.Module):
         zero_(self.head)
 
     def forward(self, x: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
-        vector, text, mask = self.conditioning(logsnr, cond)
+        vector, *read = self.conditioning(logsnr, cond)
+        text = (*read, None if cond is None else cond.get("perturb"))
         vector = F.silu(vector)
         y = self.stem(F.pixel_unshuffle(x, self.unshuffle).permute(0, 2, 3, 1).contiguous())
         skips = [y]
@@ -146,13 +148,13 @@ class UNet(nn.Module):
                 y = self.shrink[level - 1](y)
                 skips.append(y)
             for stage in stages:  # type: ignore[attr-defined]
-                y = stage(y, None, vector, text, mask)
+                y = stage(y, None, vector, *text)
                 skips.append(y)
-        y = self.middle(y, None, vector, text, mask)
+        y = self.middle(y, None, vector, *text)
         for level, stages in enumerate(self.up):
             if level:
                 y = self.grow[level - 1](y)
             for stage in stages:  # type: ignore[attr-defined]
-                y = stage(y, skips.pop(), vector, text, mask)
+                y = stage(y, skips.pop(), vector, *text)
         y = self.head(F.silu(self.norm(y)))
         return F.pixel_shuffle(y.permute(0, 3, 1, 2).float(), self.unshuffle)

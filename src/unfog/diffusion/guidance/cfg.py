@@ -10,6 +10,10 @@ Sources: Ho & Salimans 2022, arXiv:2207.12598; Kynkäänniemi et al. 2024, arXiv
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,12 +22,43 @@ from unfog.diffusion.processes import Process, expand
 from unfog.errors import UserError
 
 
+@dataclass(frozen=True)
+class Pair:
+    """The two results for the items that are guided, and where they were made: (B′, *D), t float or (B′,)."""
+
+    process: Process
+    x_t: Tensor
+    t: float | Tensor
+    with_cond: Tensor
+    without: Tensor
+    scale: Any  # (B′, 1, …, 1)
+
+    @property
+    def level(self) -> tuple[Any, Any]:
+        """α and σ at t."""
+        return self.process.schedule.alpha(self.t), self.process.schedule.sigma(self.t)
+
+
+Combine = Callable[[Pair], Tensor]
+
+
+def plain(pair: Pair) -> Tensor:
+    """D_uncond + scale·(D_cond − D_uncond)."""
+    return pair.without + pair.scale * (pair.with_cond - pair.without)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ of each item, (B, 1, …, 1)."""
+    return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (a.ndim - 1))
+
+
 class ClassifierFree:
     """A guided denoiser.
 
     scale: a number, or (B,) for each item. uncond: the empty or negative condition, with the keys of cond;
     tensors of batch B, or of batch 1 for all items. interval: (low, high) in log-SNR, or in t with
-    interval_in="t", outside which scale is 1. batched: both conditions in one call.
+    interval_in="t", outside which scale is 1. batched: both conditions in one call. combine: how the two become
+    one; rescale.py, zero_star.py and apg.py give others. A scale of 0 is the negative condition alone with any of them.
     """
 
     def __init__(
@@ -34,6 +69,7 @@ class ClassifierFree:
         interval: tuple[float, float] | None = None,
         interval_in: str = "logsnr",
         batched: bool = True,
+        combine: Combine = plain,
     ) -> None:
         if interval_in not in ("logsnr", "t"):
             raise UserError(f"guidance 'cfg': interval_in must be 'logsnr' or 't', got {interval_in!r}")
@@ -48,6 +84,7 @@ class ClassifierFree:
         self.interval = interval
         self.interval_in = interval_in
         self.batched = batched
+        self.combine = combine
 
     @property
     def process(self) -> Process:
@@ -84,11 +121,12 @@ class ClassifierFree:
             second_t = t[chosen] if isinstance(t, Tensor) and t.ndim else t
             uncond = {key: value[chosen] for key, value in uncond.items()}
         with_cond, without = self._both(x_t, t, cond, second_x, second_t, uncond)
-        scale = expand(scales[chosen.cpu()], without)
+        picked = with_cond[chosen] if some else with_cond
+        pair = Pair(self.process, second_x, second_t, picked, without, expand(scales[chosen.cpu()], without))
         if not some:
-            return without + scale * (with_cond - without)
+            return self.combine(pair)
         out = with_cond.clone()
-        out[chosen] = without + scale * (with_cond[chosen] - without)
+        out[chosen] = self.combine(pair)
         return out
 
     def _both(
