@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import unfog
+from unfog.diffusion import make_grid, make_plan
 from unfog.errors import UserError
 from unfog.files import write_manifest
 from unfog.modalities.image.codec import RGBACodec
-from unfog.model import Model, save_model
+from unfog.model import Model, add_plan, save_model
 from unfog.requests import GenerateRequest, Progress, Result
 from unfog.training.corpus import Corpus
 from unfog.training.recipe import Recipe
@@ -83,6 +84,22 @@ def test_a_batch_is_close_to_one_by_one(model):
     assert np.abs(alone - together).max() <= 1
 
 
+def test_strict_pictures_are_the_same_to_the_bit_in_any_batch_order_and_number_of_threads(model):
+    seeds = list(range(3, 10))
+    wanted = [model.generate("a red apple", seed=k, strict=True)[0].tobytes() for k in seeds]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            batch = model.generate("a red apple", seed=3, n=7, batch=7, strict=True)
+            assert [p.tobytes() for p in batch] == wanted
+            assert torch.get_num_threads() == threads
+        two = model.generate(GenerateRequest(prompts=["a blue car", "a red apple"], seed=3, n=7, batch=14, strict=True))
+        assert [p.tobytes() for p in two[7:]] == wanted
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_generate_many_is_close_to_generate(model):
     prompts, styles, seeds = ["a red apple", "a blue car", "a red apple"], ["flat", None, "round"], [4, 9, 4]
     many = model.generate_many(prompts, styles, seeds, batch=2)
@@ -123,6 +140,28 @@ def test_events_count_up_and_carry_what_remakes_the_picture(model):
     recipe = results[3].recipe
     assert (recipe["model"], recipe["model_hash"], recipe["steps"], recipe["scale"]) == ("tiny", model.hash, 4, 2.0)
     assert recipe["negative"] is None and json.loads(json.dumps(recipe)) == recipe
+
+
+def test_a_learned_plan_belongs_to_the_folder(copy, tmp_path):
+    before = Model(copy, dtype=torch.float32)
+    picture = before.generate("a red apple", seed=1)[0].tobytes()
+    schedule = before.denoiser.process.schedule
+    plan = make_plan("deis", schedule, make_grid("karras", schedule, 3))
+    add_plan(copy, copy, "fit-3", {"plan": plan.to_dict(), "scale": 1.5})
+    add_plan(copy, tmp_path / "other", "fit-3b", {"plan": plan.to_dict(), "scale": 1.5})
+    model = Model(copy, dtype=torch.float32)
+    assert set(Model(tmp_path / "other").plans) == {"fit-3", "fit-3b"}
+    assert model.hash == before.hash and model.generate("a red apple", seed=1)[0].tobytes() == picture
+    result = next(e for e in model.stream(GenerateRequest(prompts=["x"], seed=1, sampler="fit-3")) if isinstance(e, Result))
+    assert (result.recipe["sampler"], result.recipe["steps"], result.recipe["scale"]) == ("fit-3", 3, 1.5)
+    assert result.recipe["plan"] == model.plan_hash("fit-3") != None  # noqa: E711
+    with pytest.raises(UserError, match="plan of 3 evaluations, not 5"):
+        model.generate("x", seed=1, sampler="fit-3", steps=5)
+    with pytest.raises(UserError, match="fit-3"):
+        model.generate("x", seed=1, sampler="fit-4")
+    (copy / "plans.json").write_bytes((copy / "plans.json").read_bytes().replace(b"1.5", b"1.6"))
+    with pytest.raises(UserError, match="plans.json"):
+        Model(copy)
 
 
 @pytest.mark.parametrize("name", ["network.safetensors", "model.json"])

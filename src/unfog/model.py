@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.diffusion import Gaussian, Noise, Plan, make_grid, make_plan, process_from_config, run
-from unfog.diffusion.denoisers import Preconditioned
+from unfog.diffusion.denoisers import OneByOne, Preconditioned
 from unfog.diffusion.guidance.cfg import ClassifierFree
-from unfog.diffusion.samplers import sampler_name
+from unfog.diffusion.samplers import SAMPLERS, sampler_name
 from unfog.errors import UserError, unknown
 from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atomic, write_folder
 from unfog.modalities.image.codec import RGBACodec
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 WEIGHTS = "network.safetensors"
 CARD = "model.json"
+PLANS = "plans.json"
 
 
 def save_model(
@@ -78,6 +79,29 @@ def save_model(
     write_folder(folder, write)
 
 
+def _hash(folder: Path) -> str:
+    """The manifest's sha256, as it is without learned plans: adding one changes nothing about the pictures made before."""
+    entries = json.loads((folder / MANIFEST).read_bytes())
+    entries.pop(PLANS, None)
+    return sha256((json.dumps(entries, indent=1) + "\n").encode())[:16]
+
+
+def add_plan(folder: Path, out: Path, name: str, entry: dict[str, Any]) -> None:
+    """Write the model of `folder` with one more learned plan to `out` (the same folder, to add it), whole or not at all.
+
+    entry: plan (Plan.to_dict), scale, and what its report says.
+    """
+    plans = json.loads(read_checked(folder, PLANS)) if (folder / PLANS).is_file() else {}
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name not in (PLANS, MANIFEST)}
+
+    def write(temporary: Path) -> None:
+        for file, data in kept.items():
+            write_atomic(temporary / file, data)
+        write_atomic(temporary / PLANS, (json.dumps({**plans, name: entry}, indent=1) + "\n").encode())
+
+    write_folder(out, write)
+
+
 def _schedule(recipe: Recipe) -> Any:
     from unfog.diffusion import schedule_from_config
 
@@ -97,9 +121,14 @@ class Model:
             raise UserError(f"{folder / CARD}: not readable as JSON; get the model again") from None
         if card.get("format") != FORMAT:
             raise UserError(f"{folder / CARD}: format {card.get('format')} is not known to this unfog; update unfog")
+        needed = ("name", "size", "network", "process", "prediction", "codec", "styles", "defaults")
+        missing = [key for key in needed if key not in card]
+        if missing:
+            raise UserError(f"{folder / CARD}: {', '.join(missing)} missing; get the model again, or try `unfog verify`")
         self.folder, self.card = folder, card
         self.name: str = card["name"]
-        self.hash = sha256((folder / MANIFEST).read_bytes())[:16]
+        self.plans: dict[str, dict[str, Any]] = json.loads(read_checked(folder, PLANS)) if (folder / PLANS).is_file() else {}
+        self.hash = _hash(folder)
         self.styles: list[str] = card["styles"]
         self.defaults: dict[str, Any] = card["defaults"]
         self.size: int = card["size"]
@@ -121,9 +150,16 @@ class Model:
         self._encoder: TextEncoder | None = None
 
     def plan(self, sampler: str | None = None, steps: int | None = None) -> Plan:
-        """The plan of a sampler at this model's schedule. Raises UserError for an unknown sampler."""
+        """The plan of a sampler, or one learned for this model. Raises UserError for an unknown name."""
         schedule = self.denoiser.process.schedule
         name = sampler or self.defaults["sampler"]
+        if name in self.plans:
+            plan = Plan.from_dict(self.plans[name]["plan"])
+            if steps not in (None, plan.nfe):
+                raise UserError(
+                    f"steps: {name} is a plan of {plan.nfe} evaluations, not {steps}; leave steps out or learn another"
+                )
+            return plan
         return make_plan(name, schedule, make_grid("logsnr", schedule, steps or self.defaults["steps"]))
 
     def condition(self, prompts: Sequence[str], styles: Sequence[str | None]) -> dict[str, Tensor]:
@@ -141,19 +177,37 @@ class Model:
         return cond
 
     def _settings(self, request: GenerateRequest) -> dict[str, Any]:
-        scale = self.defaults["scale"] if request.scale is None else request.scale
-        steps = request.steps or self.defaults["steps"]
-        return {"sampler": sampler_name(request.sampler or self.defaults["sampler"]), "steps": steps, "scale": float(scale)}
+        name = request.sampler or self.defaults["sampler"]
+        learned = self.plans.get(name)
+        if learned is None and request.sampler is not None and request.sampler not in SAMPLERS:
+            try:
+                name = sampler_name(request.sampler)
+            except UserError:
+                raise unknown("sampler", request.sampler, [*SAMPLERS, *self.plans]) from None
+        scale = learned["scale"] if learned else self.defaults["scale"]
+        scale = scale if request.scale is None else request.scale
+        steps = request.steps or (len(learned["plan"]["t"]) if learned else self.defaults["steps"])
+        return {"sampler": name, "steps": steps, "scale": float(scale), "strict": request.strict}
+
+    def plan_hash(self, name: str) -> str | None:
+        """Which learned plan `name` is; None for a sampler."""
+        return sha256(json.dumps(self.plans[name]["plan"]).encode())[:16] if name in self.plans else None
 
     @torch.inference_mode()
     def _sample(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
                 plan: Plan) -> Iterator[tuple[int, np.ndarray | None]]:  # fmt: skip
         """One batch of (prompt, style, seed): yields evaluations done, at last with the pictures (B, H, W, 4)."""
-        cond = self.condition([p for p, _, _ in items], [s for _, s, _ in items])
+        strict = bool(settings.get("strict"))
+        if strict:  # the text encoder's last bits, too, depend on what else is in its batch
+            alone = [self.condition([p], [s]) for p, s, _ in items]
+            cond = {key: torch.cat([one[key] for one in alone]) for key in alone[0]}
+        else:
+            cond = self.condition([p for p, _, _ in items], [s for _, s, _ in items])
         # against a negative prompt the style stays, else the style itself would be pushed away from
         other = self.condition([negative or ""], [None]) if negative is None else self.condition([negative], [items[0][1]])
         interval = self.defaults.get("interval")
-        guided = ClassifierFree(self.denoiser, settings["scale"], other, tuple(interval) if interval else None)
+        denoiser = OneByOne(self.denoiser) if strict else self.denoiser
+        guided = ClassifierFree(denoiser, settings["scale"], other, tuple(interval) if interval else None)
         noise = Noise([seed for _, _, seed in items])
         x = self.denoiser.process.prior(noise.normal((4, self.size, self.size), 0), plan.start).to(self.device)
         for state in run(plan, lambda x_t, t: guided(x_t, t, cond), x, noise):
@@ -170,6 +224,8 @@ class Model:
         plan = self.plan(settings["sampler"], settings["steps"])
         wanted = request.pictures()
         total = plan.nfe * len(wanted)
+        learned = self.plan_hash(settings["sampler"])
+        extra = {"plan": learned} if learned else {}
         for first in range(0, len(wanted), request.batch):
             part = wanted[first : first + request.batch]
             start = time.perf_counter()
@@ -181,7 +237,7 @@ class Model:
                 yield Progress((first + len(part)) * plan.nfe, total)
                 for offset, ((prompt, seed), pixels) in enumerate(zip(part, pictures, strict=True)):
                     recipe = {"prompt": prompt, "negative": request.negative, "style": request.style, "seed": seed, **settings,
-                              "model": self.name, "model_hash": self.hash, "version": __version__}  # fmt: skip
+                              **extra, "model": self.name, "model_hash": self.hash, "version": __version__}  # fmt: skip
                     yield Result(Image.fromarray(pixels), prompt, seed, first + offset, spent, recipe)
 
     def generate(self, prompt: str | GenerateRequest, **fields: Any) -> list[Image.Image]:

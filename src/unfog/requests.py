@@ -83,18 +83,14 @@ class GenerateRequest(Request):
         le=100,
         description="a number from 0 to 100 (1 = no guidance), or leave it out for the model's default",
     )
-    n: Whole = Field(
-        1, ge=1, le=10_000, description="a whole number from 1 to 10000, the pictures of each prompt"
-    )
+    n: Whole = Field(1, ge=1, le=10_000, description="a whole number from 1 to 10000, the pictures of each prompt")
     seed: Whole | None = Field(
         None,
         ge=0,
         le=LARGEST_SEED,
         description="a whole number from 0 with seed + n - 1 at most 2**63 - 1, or leave it out to draw one",
     )
-    sampler: Name | None = Field(
-        None, description="a sampler's name, or leave it out for the model's default"
-    )
+    sampler: Name | None = Field(None, description="a sampler's name, or leave it out for the model's default")
     negative: str | None = Field(
         None,
         max_length=LONGEST_PROMPT,
@@ -106,6 +102,12 @@ class GenerateRequest(Request):
         le=4_096,
         description="a whole number from 1 to 4096, the pictures made at once; "
         "1 makes each byte-identical to itself made alone, more is faster and may differ in the last bits",
+    )
+
+    strict: bool = Field(
+        False,
+        strict=True,
+        description="true for pictures whose every bit is the same in any batch and with any number of threads",
     )
 
     @field_validator("negative")
@@ -158,16 +160,45 @@ class EvaluateRequest(Request):
     """Compare a model's pictures with a data set's."""
 
     model: Name = Field(description="the name of a shipped model, or a model folder")
-    against: str = Field(
-        "emoji-64", min_length=1, description="the name of a shipped data set, or a data folder or .zip"
-    )
-    n: Whole = Field(
-        256, ge=2, le=1_000_000, description="a whole number from 2 to 1000000, the pictures to make"
-    )
-    seed: Whole = Field(
-        0, ge=0, le=LARGEST_SEED - 1_000_000, description="a whole number from 0, the first seed"
-    )
+    against: str = Field("emoji-64", min_length=1, description="the name of a shipped data set, or a data folder or .zip")
+    n: Whole = Field(256, ge=2, le=1_000_000, description="a whole number from 2 to 1000000, the pictures to make")
+    seed: Whole = Field(0, ge=0, le=LARGEST_SEED - 1_000_000, description="a whole number from 0, the first seed")
     out: Path | None = Field(None, description="the file to write the report to, or leave it out")
+
+
+class FitRequest(Request):
+    """Learn a plan of few evaluations for one model and store it in its folder."""
+
+    model: Name = Field(description="a model folder, or the name of a shipped model together with `out`")
+    nfe: Whole = Field(ge=3, le=50, description="a whole number from 3 to 50, the network evaluations of the plan")
+    minutes: Real = Field(5.0, gt=0, le=60 * 24, description="minutes above 0 in which to learn")
+    seeds: Whole = Field(
+        16, ge=2, le=10_000, description="a whole number from 2, the pictures to learn from, and as many to test on"
+    )
+    name: Name | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]*$",
+                              description="small letters, digits and hyphens, or leave it out for fit-NFE")  # fmt: skip
+    prompts: Path | None = Field(None, description="a text file with a prompt a line, or leave it out for the model's own data")
+    out: Path | None = Field(
+        None, description="a folder for a copy of the model with the plan, or leave it out to add it to the model"
+    )
+
+
+class VerifyRequest(Request):
+    """Check what samplers, predictions and guidances declare, or that a model folder is what it says."""
+
+    model: Name | None = Field(None, description="the name of a shipped model or a model folder, or leave it out for the matrix")
+    prediction: Name | None = Field(
+        None, description="what the model's network predicts, or leave it out for what model.json states"
+    )
+    quick: bool = Field(False, strict=True, description="true for fewer checks in about ten seconds")
+    out: Path | None = Field(None, description="the file to write the report to, or leave it out")
+
+    @field_validator("prediction")
+    @classmethod
+    def _of_a_model(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("model") is None:
+            raise ValueError("is given without a model")
+        return value
 
 
 @dataclass(frozen=True)
@@ -183,7 +214,8 @@ class Progress:
 class Result:
     """One finished picture: straight-alpha RGBA, where it stands in the request, and all that remakes it.
 
-    `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, model, model_hash and version.
+    `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
+    and plan (its sha256) where the sampler is a plan learned for this model.
     """
 
     image: Image
@@ -217,11 +249,7 @@ def one_line(kind: type[BaseModel], error: ValidationError) -> UserError:
     else:
         wrong = _wrong(first["type"], first.get("input"), first.get("ctx", {}), first["msg"])
     # "prompts 3" is the third prompt; people count from 1.
-    place = (
-        f"{field} {first['loc'][1] + 1}"
-        if len(first["loc"]) > 1 and isinstance(first["loc"][1], int)
-        else field
-    )
+    place = f"{field} {first['loc'][1] + 1}" if len(first["loc"]) > 1 and isinstance(first["loc"][1], int) else field
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     hint = kind.model_fields[field].description if field in kind.model_fields else "see the documentation"
     return UserError(f"{place}: {wrong}; give {hint}{more}")
@@ -271,4 +299,4 @@ def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:
         if recipe[key] is None:
             raise UserError(f"recipe: {key} is not set; give a picture that unfog made")
     fields = {key: recipe[key] for key in ("negative", "style", "seed", "sampler", "steps", "scale")}
-    return check(GenerateRequest, {"prompts": [recipe["prompt"]], **fields})
+    return check(GenerateRequest, {"prompts": [recipe["prompt"]], "strict": recipe.get("strict", False), **fields})

@@ -26,6 +26,9 @@ class FakeModel:
     broken_at: int | None = None  # index of the picture at which Ctrl-C arrives
     salt: str = ""
 
+    def plan_hash(self, name):
+        return None
+
     def stream(self, request):
         self.requests.append(request)
         if request.sampler not in (None, "ddim", "heun"):

@@ -186,3 +186,9 @@ def test_unknown_weight():
         denoising_loss(denoiser, x0, None, t, eps, "minsnr")
     for weight in WEIGHTS:
         assert torch.isfinite(denoising_loss(denoiser, x0, None, t, eps, weight)).all()
+
+
+def test_min_snr_of_eps_at_pure_noise_is_its_limit():
+    """diffusers#934: SNR 0 divided by SNR 0."""
+    weight = WEIGHTS["min_snr"](Prediction("eps"), torch.tensor([0.0, 1e-4]), torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(weight, torch.ones(2))

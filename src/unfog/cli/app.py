@@ -6,9 +6,11 @@ from cyclopts import App, CycloptsError
 
 from unfog.cli import complain
 from unfog.cli.evaluate import evaluate
+from unfog.cli.fit import fit
 from unfog.cli.generate import generate
 from unfog.cli.models import models
 from unfog.cli.train import train
+from unfog.cli.verify import verify
 from unfog.errors import UserError
 
 
@@ -36,7 +38,7 @@ Try:
     result_action="return_value",
 )
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
-for command in (generate, train, evaluate, models):
+for command in (generate, train, evaluate, fit, verify, models):
     app.command(command)
 
 

@@ -32,6 +32,7 @@ def generate(
     sampler: str | None = None,
     negative: str | None = None,
     batch: Whole | None = None,
+    strict: Flag = False,
     model: str | None = None,
     like: Path | None = None,
     out: Path = Path("out"),
@@ -73,6 +74,8 @@ def generate(
     batch
         Pictures made at once. 1, the default, makes each picture byte-identical to itself made alone; more
         is faster, and pictures may differ from that in their last bits.
+    strict
+        Make every bit of a picture independent of batch and threads; slower.
     model
         The name of a shipped model (see `unfog models`) or a model folder; without it, emoji-64.
     like
@@ -89,7 +92,7 @@ def generate(
     from unfog.cli.progress import watch
 
     settings = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
-    settings |= {"negative": negative, "batch": batch}
+    settings |= {"negative": negative, "batch": batch, "strict": strict or None}
     given = {key: value for key, value in settings.items() if value is not None}
     request, original = _asked_like(like, prompts, given) if like else (_asked(prompts, given), None)
     pictures = len(request.prompts) * request.n
@@ -164,6 +167,8 @@ def _check_model(
             f"--like: {like} was made by {recipe['model']} {recipe['model_hash']}, "
             f"but {loaded.name} here is {loaded.hash}; give the model that made it with --model"
         )
+    if recipe is not None and recipe.get("plan") != loaded.plan_hash(request.sampler or ""):
+        raise UserError(f"--like: {like} was made by another {request.sampler} than this one; give its model with --model")
     if request.style is not None and request.style not in loaded.styles:
         raise unknown("style", request.style, loaded.styles)
 

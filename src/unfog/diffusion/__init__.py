@@ -3,13 +3,17 @@
 A **schedule** (α, σ) mixes data with noise; a **denoiser** returns E[x0 | x_t]; a **sampler** walks back.
 """
 
+from unfog.diffusion.adaptive import run_adaptive, sample_adaptive
 from unfog.diffusion.denoisers import (
     DataSetDenoiser,
     Denoiser,
     GaussianDenoiser,
     MixtureDenoiser,
+    OneByOne,
     Preconditioned,
 )
+from unfog.diffusion.editing import inversion, noised, slerp
+from unfog.diffusion.fit import Fitted, Problem, fit
 from unfog.diffusion.grids import GRIDS, make_grid
 from unfog.diffusion.guidance import GUIDANCES, guide
 from unfog.diffusion.losses import TIMES, WEIGHTS, denoising_loss, stratified
@@ -30,26 +34,35 @@ __all__ = [
     "WEIGHTS",
     "DataSetDenoiser",
     "Denoiser",
+    "Fitted",
     "Gaussian",
     "GaussianDenoiser",
     "MixtureDenoiser",
     "Noise",
+    "OneByOne",
     "Plan",
-    "Prediction",
     "Preconditioned",
+    "Prediction",
+    "Problem",
     "Process",
     "Schedule",
     "State",
     "advance",
     "begin",
     "denoising_loss",
+    "fit",
     "guide",
+    "inversion",
     "make_grid",
     "make_plan",
+    "noised",
     "prediction_from_config",
     "process_from_config",
     "run",
+    "run_adaptive",
     "sample",
+    "sample_adaptive",
     "schedule_from_config",
+    "slerp",
     "stratified",
 ]

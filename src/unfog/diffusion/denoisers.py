@@ -95,23 +95,16 @@ class Preconditioned:
     def raw(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Tensor:
         """The network's own output (B, *D) for x_t (B, *D) at t, in x_t's dtype; the loss reads it."""
         schedule = self.process.schedule
-        scale = (
-            self.prediction.c_in(schedule.alpha(t), schedule.sigma(t)) if self.prediction.scale_input else 1.0
-        )
+        scale = self.prediction.c_in(schedule.alpha(t), schedule.sigma(t)) if self.prediction.scale_input else 1.0
         given = x_t if isinstance(scale, float) and scale == 1.0 else expand(scale, x_t) * x_t
         dtype = _dtype(self.network)
         if dtype is not None:
             given = given.to(dtype)
             if cond is not None:
-                cond = {
-                    key: value.to(dtype) if value.is_floating_point() else value
-                    for key, value in cond.items()
-                }
+                cond = {key: value.to(dtype) if value.is_floating_point() else value for key, value in cond.items()}
         out = self.network(given, self.noise_level(t, x_t.shape[0], x_t.device), cond)
         if out.shape != x_t.shape:
-            raise ValueError(
-                f"the network returned shape {tuple(out.shape)} for an input of shape {tuple(x_t.shape)}"
-            )
+            raise ValueError(f"the network returned shape {tuple(out.shape)} for an input of shape {tuple(x_t.shape)}")
         return out.to(x_t.dtype)
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Tensor:
@@ -130,6 +123,37 @@ class Preconditioned:
         return out + expand(c_skip, x_t) * x_t
 
 
+class OneByOne:
+    """The same denoiser asked item by item on one thread, so that no bit depends on the batch or on the threads.
+
+    Matrix products and convolutions sum in an order that changes with both. Costs what batching would have saved.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Tensor:
+        """x0 (B, *D)."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return torch.cat([self.denoiser(x_t[i : i + 1], *_item(t, cond, i, len(x_t))) for i in range(len(x_t))])
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _item(t: float | Tensor, cond: Cond | None, i: int, batch: int) -> tuple[float | Tensor, Cond | None]:
+    """t and cond of item i; a condition of batch 1 belongs to all."""
+    time = t[i : i + 1] if isinstance(t, Tensor) and t.ndim else t
+    if cond is None:
+        return time, None
+    return time, {key: value[i : i + 1] if len(value) == batch else value for key, value in cond.items()}
+
+
 def _level(process: Process, t: float | Tensor, flat: Tensor) -> tuple[Any, Any]:
     """α, σ for items flattened to (B, n): floats or (B, 1)."""
     return expand(process.schedule.alpha(t), flat), expand(process.schedule.sigma(t), flat)
@@ -141,9 +165,7 @@ class GaussianDenoiser:
     mean: (*D). Give `cov` (n, n) over the flattened item, or `std`: a number or (*D).
     """
 
-    def __init__(
-        self, process: Process, mean: Tensor, cov: Tensor | None = None, std: float | Tensor | None = None
-    ) -> None:
+    def __init__(self, process: Process, mean: Tensor, cov: Tensor | None = None, std: float | Tensor | None = None) -> None:
         self.mixture = MixtureDenoiser(
             process,
             torch.ones(1, dtype=torch.float64),
@@ -193,19 +215,14 @@ class MixtureDenoiser:
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Tensor:
         """E[x0 | x_t] (B, *D), computed in float64."""
         flat = x_t.double().flatten(1)
-        alpha, sigma = (
-            value[..., None] if isinstance(value, Tensor) else value
-            for value in _level(self.process, t, flat)
-        )
+        alpha, sigma = (value[..., None] if isinstance(value, Tensor) else value for value in _level(self.process, t, flat))
         variance, means = self.variance.to(flat.device), self.means.to(flat.device)
         residual = flat[:, None, :] - alpha * means  # (B, K, n)
         if self.basis is not None:
             residual = torch.einsum("bki,kij->bkj", residual, self.basis.to(flat.device))
         # Where a component has no width and there is no noise; its square must not overflow the exponent.
         total = (alpha * alpha * variance + sigma * sigma).clamp_min(1e-200)
-        score = self.log_weights.to(flat.device) - 0.5 * (residual * residual / total + torch.log(total)).sum(
-            -1
-        )
+        score = self.log_weights.to(flat.device) - 0.5 * (residual * residual / total + torch.log(total)).sum(-1)
         share = torch.softmax(score, dim=1)[..., None]
         shift = alpha * variance / total * residual
         if self.basis is not None:
@@ -229,13 +246,9 @@ class DataSetDenoiser:
         """E[x0 | x_t] (B, *D), computed in float64; memory grows with B·N, not with B·N·n."""
         flat, data = x_t.double().flatten(1), self.data.to(x_t.device)
         alpha, sigma = _level(self.process, t, flat)
-        exact = (
-            "donot_use_mm_for_euclid_dist"  # differences, not |a|² + |b|² − 2ab, which cancels at low noise
-        )
+        exact = "donot_use_mm_for_euclid_dist"  # differences, not |a|² + |b|² − 2ab, which cancels at low noise
         if isinstance(alpha, Tensor) and alpha.ndim:
-            distance = torch.cat(
-                [torch.cdist(flat[i : i + 1], alpha[i] * data, compute_mode=exact) for i in range(len(flat))]
-            )
+            distance = torch.cat([torch.cdist(flat[i : i + 1], alpha[i] * data, compute_mode=exact) for i in range(len(flat))])
         else:
             distance = torch.cdist(flat, alpha * data, compute_mode=exact)
         square = distance * distance

@@ -19,6 +19,7 @@ import numpy as np
 
 from unfog.diffusion.lookup import call, lookup
 from unfog.diffusion.schedules import Schedule, Shifted, Table
+from unfog.diffusion.tuned import TOP, TUNED
 from unfog.errors import UserError
 
 
@@ -200,6 +201,44 @@ def ays(
     return _levels(schedule, np.exp(np.interp(chosen, np.arange(len(table)), table)), start, end)
 
 
+def auto(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0) -> np.ndarray:
+    """Levels of σ/α learned for this number of steps (tuned.py), for data of standard deviation near 1.
+
+    Numbers of steps between the tabulated ones are read off the nearest two; beyond the last, its curve is refined and
+    σ_min falls as steps⁻². Levels outside start and end are left out and the rest is refined to `steps`.
+    """
+    _check(steps, start, end)
+    logs = _auto_levels(steps)
+    high, low = -0.5 * schedule.logsnr(start), -0.5 * schedule.logsnr(end)
+    if not high > logs[min(1, steps - 1)] or not low < logs[-1]:  # inside the table: its spacing on what is left
+        places = np.interp([high, low], logs[::-1], np.arange(len(logs))[::-1])
+        count = steps if end == 0.0 else steps + 1
+        logs = np.interp(np.linspace(places[0], places[1], count), np.arange(len(logs)), logs)
+    elif end > 0.0:
+        logs = np.append(logs, low)
+    return _levels(schedule, np.exp(logs), start, end)
+
+
+def _auto_levels(steps: int) -> np.ndarray:
+    """ln(σ/α) at the `steps` places where a run of `steps` evaluations asks; beyond the table by rule."""
+
+    def curve(count: int) -> np.ndarray:
+        return np.log([TOP, *TUNED[count].levels])
+
+    known, u = sorted(TUNED), np.linspace(0.0, 1.0, steps)
+    if steps in TUNED:
+        return curve(steps)
+    if steps < known[0]:
+        return np.interp(u, np.linspace(0.0, 1.0, known[0]), curve(known[0]))
+    below = max(count for count in known if count < steps)
+    under = np.interp(u, np.linspace(0.0, 1.0, below), curve(below))
+    if steps > known[-1]:
+        return under + u * 2.0 * math.log(below / steps)
+    above = min(count for count in known if count > steps)
+    over = np.interp(u, np.linspace(0.0, 1.0, above), curve(above))
+    return under + (over - under) * (steps - below) / (above - below)
+
+
 def _table(schedule: Schedule, name: str) -> Table:
     while isinstance(schedule, Shifted):
         schedule = schedule.base
@@ -276,6 +315,7 @@ def custom(
 
 
 GRIDS: dict[str, Callable[..., np.ndarray]] = {
+    "auto": auto,
     "uniform": uniform,
     "logsnr": logsnr,
     "karras": karras,

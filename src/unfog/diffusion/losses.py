@@ -132,6 +132,7 @@ class MinSNR:
     gamma: float = 5.0
 
     def __call__(self, prediction: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
+        alpha = alpha.clamp_min(1e-15)  # at pure noise eps would be 0/0; the limit is 1
         rate = _rate(prediction, alpha, sigma)  # c_out = σ/rate; σ cancels against the SNR's 1/σ²
         return torch.minimum(alpha * alpha, self.gamma * sigma * sigma) / (rate * rate)
 

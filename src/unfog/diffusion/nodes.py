@@ -30,13 +30,14 @@ class Nodes:
 
     @staticmethod
     def of(schedule: Schedule, grid: np.ndarray) -> Nodes:
-        """The nodes of `grid`, checked to fall strictly."""
-        t = check_grid(grid)
+        """The nodes of a strictly falling grid, or, for an inversion, of a strictly rising one that starts above σ = 0."""
+        grid = np.asarray(grid, dtype=np.float64)
+        rising = grid.ndim == 1 and len(grid) > 1 and bool(grid[-1] > grid[0])
+        t = check_grid(grid[::-1])[::-1].copy() if rising else check_grid(grid)
         nodes = Nodes(t, schedule.alpha(t), schedule.sigma(t), 0.5 * schedule.logsnr(t))
-        if not (np.diff(nodes.half) > 0.0).all() or not (nodes.sigma[:-1] > 0.0).all():
-            raise UserError(
-                "grid: two neighbouring times have the same noise level; use fewer steps or another grid"
-            )
+        climbs = np.diff(nodes.half) < 0.0 if rising else np.diff(nodes.half) > 0.0
+        if not climbs.all() or not (nodes.sigma[:-1] > 0.0).all():
+            raise UserError("grid: two neighbouring times have the same noise level; use fewer steps or another grid")
         return nodes
 
     @property
@@ -44,7 +45,9 @@ class Nodes:
         return len(self.t) - 1
 
     def ratio(self, i: int) -> float:
-        """r = (σ/α at i + 1)/(σ/α at i) in [0, 1)."""
+        """r = (σ/α at i + 1)/(σ/α at i): in [0, 1), or above 1 (∞ at pure noise) on a rising grid."""
+        if self.alpha[i + 1] == 0.0:
+            return math.inf
         return float(self.sigma[i + 1] * self.alpha[i] / (self.alpha[i + 1] * self.sigma[i]))
 
     def first_order(self, i: int, eta: float = 0.0) -> tuple[float, float, float]:
@@ -52,7 +55,9 @@ class Nodes:
 
         Source: Song et al. 2021 (DDIM), arXiv:2010.02502, eq. 12 and 16, for any α and σ.
         """
-        loss = 1.0 - self.ratio(i) ** 2
+        loss = 1.0 - self.ratio(i) ** 2 if eta else 0.0
+        if loss < 0.0:
+            raise UserError("grid: it rises (an inversion), so no noise can be drawn; set eta to 0")
         keep = float(self.sigma[i + 1] / self.sigma[i]) * math.sqrt(1.0 - eta * eta * loss)
         new = eta * float(self.sigma[i + 1]) * math.sqrt(loss)
         return keep, float(self.alpha[i + 1] - self.alpha[i] * keep), new

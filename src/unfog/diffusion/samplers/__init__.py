@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from unfog.diffusion.grids import check_grid
 from unfog.diffusion.lookup import call
 from unfog.diffusion.plan import Plan
 from unfog.diffusion.samplers import (
     adams,
+    auto,
     ddim,
     ddpm,
     dpm_solver,
@@ -54,6 +56,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 SAMPLERS: dict[str, Sampler] = {
+    "auto": Sampler(auto.plan, 3, 1, False, (), "tools/tune_auto.py"),
     "ddim": Sampler(ddim.plan, 1, 1, False, _names("DDIMScheduler"), "arXiv:2010.02502"),
     "euler": Sampler(
         euler.plan, 1, 1, False,
@@ -128,6 +131,4 @@ def sampler_name(name: str) -> str:
 def make_plan(name: str, schedule: Schedule, grid: np.ndarray | Sequence[float], **options: Any) -> Plan:
     """The plan of sampler `name` on `grid`, steps + 1 falling times; unknown names and options are errors."""
     key = sampler_name(name)
-    return call(
-        SAMPLERS[key].plan, f"sampler {key!r}", 2, schedule, np.asarray(grid, dtype=np.float64), **options
-    )
+    return call(SAMPLERS[key].plan, f"sampler {key!r}", 2, schedule, check_grid(grid), **options)

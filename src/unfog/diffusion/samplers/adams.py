@@ -22,10 +22,13 @@ from unfog.diffusion.schedules import Schedule
 from unfog.errors import UserError
 
 
-def plan(
-    schedule: Schedule, grid: np.ndarray, order: int = 3, form: str = "x0", variable: str = "logsnr", name: str = "exp_adams"
-) -> Plan:
-    """form: "x0", "eps" or "flow"; variable of the polynomial: "logsnr", "own" (τ) or "step"; order at least 1."""
+def plan(schedule: Schedule, grid: np.ndarray, order: int = 3, form: str = "x0", variable: str = "logsnr") -> Plan:
+    """form: "x0", "eps" or "flow"; variable of the polynomial: "logsnr", "own" (τ) or "step"; order from 1 to 8."""
+    return adams("exp_adams", schedule, grid, order, form, variable)
+
+
+def adams(name: str, schedule: Schedule, grid: np.ndarray, order: int, form: str, variable: str) -> Plan:
+    """What this family shares: a plan under `name`."""
     multistep.check_choice("form", form, multistep.FORMS)
     multistep.check_choice("variable", variable, multistep.VARIABLES)
     if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= 8:
@@ -49,19 +52,19 @@ def plan(
 
 def deis(schedule: Schedule, grid: np.ndarray, order: int = 3) -> Plan:
     """tAB-DEIS of any order, in float64 (closed forms in float32 lose it at many steps)."""
-    return plan(schedule, grid, order, "eps", "logsnr", "deis")
+    return adams("deis", schedule, grid, order, "eps", "logsnr")
 
 
 def lms(schedule: Schedule, grid: np.ndarray, order: int = 3) -> Plan:
     """Linear multistep in σ/α, exact down to σ = 0. At order 4 (others' default) the first steps leave about 3.6."""
-    return plan(schedule, grid, order, "eps", "own", "lms")
+    return adams("lms", schedule, grid, order, "eps", "own")
 
 
 def ipndm(schedule: Schedule, grid: np.ndarray, order: int = 4) -> Plan:
     """The textbook's coefficients for even steps."""
-    return plan(schedule, grid, order, "eps", "step", "ipndm")
+    return adams("ipndm", schedule, grid, order, "eps", "step")
 
 
 def flow_adams(schedule: Schedule, grid: np.ndarray, order: int = 3) -> Plan:
     """Adams–Bashforth on the velocity of flow matching, for any schedule; exact ends, no special step."""
-    return plan(schedule, grid, order, "flow", "own", "flow_adams")
+    return adams("flow_adams", schedule, grid, order, "flow", "own")

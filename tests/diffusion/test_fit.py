@@ -1,0 +1,126 @@
+"""Learned plans: the general one behind "auto" and those fitted to one model."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from unfog.diffusion.denoisers import MixtureDenoiser
+from unfog.diffusion.fit import Problem, error, fit
+from unfog.diffusion.grids import make_grid
+from unfog.diffusion.noise import Noise
+from unfog.diffusion.plan import Plan, sample
+from unfog.diffusion.processes import Gaussian
+from unfog.diffusion.samplers import make_plan
+from unfog.diffusion.schedules import EDM, VP, Cosine, Linear, Table
+from unfog.diffusion.tuned import TUNED
+from unfog.errors import UserError
+
+SCHEDULES = [Cosine(), Linear(), VP(), EDM(), Table.linear(), Table.scaled_linear()]
+
+
+def mixture(schedule, dtype=torch.float64):
+    means = torch.tensor([[1.2, 0.5, -0.5, 0.9], [-1.0, 0.2, 0.8, -1.1], [0.1, -1.3, 0.2, 0.6]], dtype=dtype)
+    return MixtureDenoiser(Gaussian(schedule), torch.tensor([0.4, 0.3, 0.3]), means, stds=torch.full((3,), 0.4))
+
+
+def problem(schedule, seeds, dtype=torch.float64):
+    exact = mixture(schedule)
+    x = exact.process.prior(Noise(seeds).normal((4,), 0, dtype=dtype))
+    fine = sample(make_plan("dpmpp_3s", schedule, make_grid("logsnr", schedule, 60, logsnr_max=13.0)), exact, x)
+    return Problem(exact, x, fine)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Table.linear()], ids=["flow", "ddpm"])
+def test_a_fitted_plan_halves_the_error_on_other_noise(schedule):
+    learn, test = problem(schedule, list(range(24))), problem(schedule, list(range(100, 148)))
+    grid = make_grid("exponential", schedule, 5, sigma_min=0.05, sigma_max=20.0)
+    told = []
+    found = fit([learn], schedule, grid, sampler="deis", rounds=8, each=lambda n, e: told.append((n, e)))
+    before = make_plan("deis", schedule, grid)
+    assert found.plan.nfe == 5 and found.rounds == len(told) == told[-1][0]
+    assert found.error == pytest.approx(error(found.plan, [learn]))
+    assert found.error < 0.5 * error(before, [learn])
+    assert error(found.plan, [test]) < 0.6 * error(before, [test])
+    assert all(a[1] > b[1] for a, b in zip(told, told[1:], strict=False))  # it never rises
+    again = Plan.from_dict(found.plan.to_dict())
+    assert torch.equal(sample(again, test.denoise, test.x), sample(found.plan, test.denoise, test.x))
+
+
+def test_what_each_freedom_keeps():
+    """ "grid" stays a plan of the sampler; "consistent" stays exact for a constant D; "all" need not."""
+    schedule = Cosine()
+    learn = problem(schedule, list(range(16)))
+    grid = make_grid("logsnr", schedule, 4)
+    moved = fit([learn], schedule, grid, sampler="dpmpp_2m", free="grid", rounds=3).plan
+    same = make_plan("dpmpp_2m", schedule, np.append(moved.t, 0.0))
+    assert np.allclose(moved.b, same.b) and np.allclose(moved.a, same.a) and not np.allclose(moved.t, grid[:-1])
+    kept = fit([learn], schedule, grid, free="consistent", rounds=3).plan
+    target = torch.tensor([[0.3, -0.7, 1.1, 0.2]], dtype=torch.float64)
+    ends = sample(kept, lambda x, t: target.expand(len(x), -1), learn.x)
+    torch.testing.assert_close(ends, target.expand(16, -1), rtol=0.0, atol=1e-10)
+    free = fit([learn], schedule, grid, free="all", rounds=3)
+    assert free.error <= fit([learn], schedule, grid, free="consistent", rounds=3).error * 1.5
+
+
+def test_fit_goes_on_from_a_plan():
+    schedule = Linear()
+    learn = problem(schedule, list(range(16)))
+    grid = make_grid("auto", schedule, 5)
+    start = make_plan("auto", schedule, grid)
+    found = fit([learn], schedule, grid, start=start, rounds=1)
+    assert found.error < error(start, [learn])
+    with pytest.raises(UserError, match="same grid"):
+        fit([learn], schedule, make_grid("uniform", schedule, 5), start=start)
+
+
+def test_fit_works_in_float32_and_says_what_is_wrong():
+    schedule = Linear()
+    exact = mixture(schedule)
+    learn = problem(schedule, list(range(16)), torch.float32)
+    assert learn.x.dtype == torch.float32
+    grid = make_grid("logsnr", schedule, 4)
+    assert fit([learn], schedule, grid, rounds=4).error < 0.8 * error(make_plan("exp_adams", schedule, grid), [learn])
+    for wrong, match in (({"free": "al"}, "all"), ({"minutes": 0.0}, "minutes"), ({"memory": 0}, "memory"),
+                         ({"sampler": "heun"}, "one evaluation a step"), ({"sampler": "ddpm"}, "deterministic")):  # fmt: skip
+        with pytest.raises(UserError, match=match):
+            fit([learn], schedule, grid, **wrong)
+    with pytest.raises(UserError, match="at least one problem"):
+        fit([], schedule, grid)
+    assert math.isfinite(error(make_plan("ddim", schedule, grid), [Problem(lambda x, t: exact(x, t) / 0.0, learn.x, learn.fine)]))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, *sorted(TUNED), 7, 12, 40])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_auto_is_a_plan_for_every_schedule_and_number_of_steps(schedule, steps):
+    grid = make_grid("auto", schedule, steps)
+    plan = make_plan("auto", schedule, grid)
+    assert plan.nfe == steps and plan.start == 1.0 and plan.end == 0.0
+    target = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
+    ends = sample(plan, lambda x, t: target, torch.randn(1, 2, dtype=torch.float64))
+    torch.testing.assert_close(ends, target, rtol=0.0, atol=1e-8)  # exact for a constant D
+    part = make_grid("auto", schedule, steps, start=0.6, end=0.01)
+    assert part[0] == 0.6 and part[-1] == 0.01 and len(part) == steps + 1
+
+
+def test_auto_is_the_same_in_every_schedule():
+    """One table in log-SNR: with the same noise all schedules that start from (nearly) pure noise end at the same place."""
+    ends = []
+    for schedule in (Linear(), Cosine(), EDM(sigma_max=1e4)):
+        exact = mixture(schedule)
+        x = Noise([1, 2, 3]).normal((4,), 0, dtype=torch.float64) * schedule.sigma(1.0)
+        ends.append(sample(make_plan("auto", schedule, make_grid("auto", schedule, 8)), exact, x))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0.0, atol=1e-9)
+    torch.testing.assert_close(ends[0], ends[2], rtol=0.0, atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", sorted(TUNED))
+def test_auto_beats_untuned_samplers_on_a_target_that_it_has_not_seen(steps):
+    found = problem(Linear(), list(range(48)))
+    ours = error(make_plan("auto", Linear(), make_grid("auto", Linear(), steps)), [found])
+    for sampler in ("dpmpp_2m", "unipc"):
+        for grid in ("logsnr", "exponential", "flow"):
+            assert ours < error(make_plan(sampler, Linear(), make_grid(grid, Linear(), steps)), [found]), (sampler, grid)

@@ -1,0 +1,531 @@
+"""Bugs that happened elsewhere: each check is true of ours, and false of the same thing with the bug planted.
+
+Each docstring says where it happened. Bugs of training and evaluation are tested there.
+"""
+
+import dataclasses
+import inspect
+import json
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from unfog.diffusion.denoisers import MixtureDenoiser, Preconditioned
+from unfog.diffusion.grids import GRIDS, make_grid
+from unfog.diffusion.guidance import GUIDANCES, guide
+from unfog.diffusion.guidance.cfg import ClassifierFree
+from unfog.diffusion.guidance.infill import Infill
+from unfog.diffusion.losses import MinSNR
+from unfog.diffusion.nodes import Nodes
+from unfog.diffusion.noise import Noise
+from unfog.diffusion.plan import Plan, Row, advance, begin, run, sample
+from unfog.diffusion.predictions import Prediction, prediction_from_config
+from unfog.diffusion.processes import Gaussian, process_from_config
+from unfog.diffusion.samplers import SAMPLERS, dpm_solver, euler, make_plan, singlestep, unipc
+from unfog.diffusion.schedules import EDM, VP, Cosine, Linear, Table
+from unfog.errors import UserError
+from unfog.modalities.image.codec import RGBACodec
+
+DETERMINISTIC = [name for name, entry in SAMPLERS.items() if not entry.stochastic]
+TABLE = Table.scaled_linear()
+
+
+def mixture(schedule):
+    means = torch.tensor([[1.0, -0.5], [-0.8, 0.6]])
+    return MixtureDenoiser(Gaussian(schedule), torch.tensor([0.4, 0.6]), means, stds=torch.tensor([0.3, 0.4]))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(a, b, tolerance=1e-9):
+    return bool(torch.isfinite(a).all()) and bool(torch.allclose(a, b, rtol=tolerance, atol=tolerance))
+
+
+# 1–4: where a step goes
+
+
+def on_the_path(plan, schedule):
+    """With all data in one point c, D = c, and x at every time is α·c + σ·ε with one and the same ε."""
+    c, eps = normal(2, 3), normal(2, 3, seed=1)
+
+    def there(t):
+        return schedule.alpha(t) * c + schedule.sigma(t) * eps
+
+    return all(close(state.x, there(state.t)) for state in run(plan, lambda x, t: c, there(plan.start)))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_1_step_size_from_a_formula(name):
+    """diffusers#11347, #12633: the step goes to index n − N//steps, which a "linspace" list never visits."""
+    steps = 10
+    grid = make_grid("linspace", TABLE, steps)
+    assert on_the_path(make_plan(name, TABLE, grid), TABLE)
+    rows = []
+    for t in grid[:-1].tolist():
+        index = TABLE.index(t) - TABLE.count // steps
+        a, b, _ = Nodes.of(TABLE, [t, TABLE.time_of(index) if index >= 0 else 0.0]).first_order(0)
+        rows.append(Row(t, a, (b,)))
+    assert not on_the_path(Plan.of("formula", rows, 0.0), TABLE)
+
+
+def lands_on_data(plan, tolerance=1e-12):
+    """With all data in one point, that point is the result."""
+    c = normal(2, 3)
+    noise = Noise([3, 4])
+    x = noise.normal((3,), 0, dtype=torch.float64) * 10.0
+    return plan.end == 0.0 and close(sample(plan, lambda x, t: c, x, noise), c, tolerance)
+
+
+def test_2_last_sigma_is_not_zero():
+    """diffusers#5689, #6477: the list of levels ends at its least noise, and that noise stays in the picture."""
+    for name in GRIDS:
+        options = {"times": [1.0, 0.6, 0.2, 0.0]} if name == "custom" else {}
+        grid = make_grid(name, TABLE, 3, **options)
+        assert lands_on_data(make_plan("euler", TABLE, grid)), name
+        short = make_plan("euler", TABLE, grid[:-1])
+        assert not lands_on_data(short) and not lands_on_data(dataclasses.replace(short, end=0.0)), name
+    for name in SAMPLERS:
+        assert lands_on_data(make_plan(name, VP(), make_grid("karras", VP(), 6)), 1e-9), name
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("dpmpp_3s", singlestep), ("dpm_3", singlestep), ("dpmpp_3m", dpm_solver), ("unipc", unipc)]
+)
+def test_3_log_of_zero_at_the_last_step(name, module, monkeypatch):
+    """diffusers#9104: a third-order step to σ = 0 takes log 0, at numbers of evaluations of 3n − 1 alone."""
+
+    def any_number_of_steps():
+        try:
+            with np.errstate(all="ignore"):
+                plans = [make_plan(name, VP(), make_grid("logsnr", VP(), steps)) for steps in range(1, 10)]
+        except UserError:  # a plan refuses what is not finite
+            return False
+        return all(lands_on_data(plan) for plan in plans)
+
+    assert any_number_of_steps()
+    unguarded = types.SimpleNamespace(**{**vars(math), "isfinite": lambda value: True})
+    monkeypatch.setattr(module, "math", unguarded)
+    assert not any_number_of_steps()
+
+
+def test_4_custom_times_ignored_or_at_odds_with_the_levels():
+    """diffusers#14011, #14461: given times are dropped for the usual ones; given levels are paired with other times."""
+    schedule, times, levels = Cosine(), [1.0, 0.83, 0.31, 0.3, 0.0], [9.0, 2.0, 0.5, 0.02, 0.0]
+
+    def asked(grid):
+        seen = []
+        sample(make_plan("euler", schedule, grid), lambda x, t: seen.append(t) or x, normal(1, 2))
+        return seen
+
+    def keeps_times(make):
+        return asked(make(times)) == times[:-1]
+
+    def keeps_levels(make):
+        seen = asked(make(levels))
+        return np.allclose([schedule.sigma(t) / schedule.alpha(t) for t in seen], levels[:-1], rtol=1e-9)
+
+    assert keeps_times(lambda times: make_grid("custom", schedule, 4, times=times))
+    assert not keeps_times(lambda times: make_grid("uniform", schedule, len(times) - 1))
+    assert keeps_levels(lambda levels: make_grid("custom", schedule, 4, levels=levels))
+    assert not keeps_levels(lambda levels: make_grid("custom", Linear(), 4, levels=levels))
+    with pytest.raises(UserError, match="either"):
+        make_grid("custom", schedule, 4, times=times, levels=levels)
+
+
+# 5, 6: options
+
+OTHER = {  # where one step up from the default is no choice, or another option must be on for it to count
+    ("heun", "churn"): ({}, 20.0), ("heun", "s_min"): ({"churn": 20.0}, 0.5), ("heun", "s_max"): ({"churn": 20.0}, 1.0),
+    ("heun", "s_noise"): ({"churn": 20.0}, 1.1), ("dpmpp_2m", "kind"): ({}, "exact"), ("dpm_2m", "kind"): ({}, "exact"),
+    ("dpmpp_2m_sde", "kind"): ({}, "exact"), ("dpmpp_3m", "kind"): ({}, "published"),
+    ("dpmpp_3m_sde", "kind"): ({}, "published"), ("unipc", "kind"): ({}, "bh1"), ("exp_adams", "form"): ({}, "flow"),
+    ("exp_adams", "variable"): ({}, "own"), ("exp_adams", "name"): ({}, "other"), ("flow", "tokens"): ({}, 4096),
+    ("ays", "model"): ({}, "sdxl"),
+}  # fmt: skip
+
+
+def other_value(name, option, default):
+    """(the options that go with it, a value that is not the default)."""
+    if (name, option) in OTHER:
+        return OTHER[name, option]
+    if isinstance(default, bool):
+        return {}, not default
+    if isinstance(default, int):
+        return {}, default + 1
+    if isinstance(default, float) and math.isfinite(default):
+        return {}, default - 0.3 if default >= 1.0 else default + 0.3
+    raise AssertionError(f"{name}: give another value of {option} in OTHER")
+
+
+def every_option_counts(name, function, skip, make, same):
+    """Whether another value of each option gives another result."""
+    for option, parameter in list(inspect.signature(function).parameters.items())[skip:]:
+        base, value = other_value(name, option, parameter.default)
+        if same(make(**base), make(**{**base, option: value})):
+            return False
+    return True
+
+
+def test_5_an_option_that_is_accepted_and_not_used():
+    """diffusers#380, #635: an argument of the configuration changes nothing, without a word."""
+    grid = make_grid("logsnr", Cosine(), 8, start=0.95, end=0.1)
+
+    def plans_count(name, function):
+        return every_option_counts(
+            name, function, 2,
+            lambda **options: function(Cosine(), grid, **options).to_dict(), lambda one, other: one == other,
+        )  # fmt: skip
+
+    def idle(schedule, grid, eta=0.0):
+        return euler.plan(schedule, grid)
+
+    assert all(plans_count(name, entry.plan) for name, entry in SAMPLERS.items())
+    assert not plans_count("idle", idle)
+    table = TABLE.zero_terminal_snr()  # infinite at both ends, so that every bound is felt
+    for name, function in GRIDS.items():
+        if name != "custom":
+            assert every_option_counts(
+                name, function, 4, lambda name=name, **options: make_grid(name, table, 8, **options), np.array_equal
+            ), name
+    for name in GUIDANCES:
+        with pytest.raises(UserError, match="nonsense"):
+            guide(name, mixture(VP()), nonsense=1.0)
+
+
+def test_6_a_swapped_sampler_inherits_the_solver_type():
+    """diffusers#3943: the next sampler is made from the last one's configuration, with its options."""
+    schedule = VP()
+    grid = make_grid("logsnr", schedule, 6)
+    nodes = Nodes.of(schedule, grid)
+
+    def is_the_published_2m(swap):
+        """λ of 2211.01095, Alg. 2: b = α_j(1 − e^{−h})·(1 + h/2h₀, −h/2h₀)."""
+        plan = swap("dpmpp_3m", {"kind": "exact"}, "dpmpp_2m")
+        before, h = np.diff(nodes.half)[1:3]
+        whole = -nodes.alpha[3] * np.expm1(-h)
+        return np.allclose(plan.b[2, :2], [whole * (1.0 + 0.5 * h / before), -whole * 0.5 * h / before], rtol=1e-9)
+
+    def ours(old, options, new):
+        make_plan(old, schedule, grid, **options)
+        return make_plan(new, schedule, grid)
+
+    def inherits(old, options, new):
+        known = inspect.signature(SAMPLERS[new].plan).parameters
+        return make_plan(new, schedule, grid, **{key: value for key, value in options.items() if key in known})
+
+    assert is_the_published_2m(ours)
+    assert not is_the_published_2m(inherits)
+    with pytest.raises(UserError, match="kind"):
+        make_plan("unipc", schedule, grid, kind="exact")
+
+
+# 7, 8, 10, 14: what the network means, and numbers that do not fit
+
+
+def test_7_a_v_network_read_as_eps():
+    """InvokeAI#7495: the file does not say what the network predicts, so the tool takes what is usual."""
+    schedule = Cosine()
+    exact, x, t = mixture(schedule), normal(4, 2), 0.4
+    v = Prediction("v")
+
+    def network(given, level, cond):
+        return v.of_x0(exact(given, t), given, schedule.alpha(t), schedule.sigma(t))
+
+    def gives_x0(read):
+        return close(Preconditioned(network, exact.process, read(json.dumps(v.config())))(x, t), exact(x, t))
+
+    assert gives_x0(lambda file: prediction_from_config(json.loads(file)))
+    assert not gives_x0(lambda file: Prediction("eps"))
+
+
+def test_8_zero_snr_betas_after_the_table_and_division_by_it():
+    """sd-scripts#1263, #934: log-SNR is still that of the betas before; min-SNR weights divide by an SNR of 0."""
+
+    def consistent(table):
+        bar = np.cumprod(1.0 - np.array(table.betas))
+        times = np.arange(1, table.count) / table.count
+        return np.allclose(table.logsnr(times), np.log(bar[:-1] / (1.0 - bar[:-1])), rtol=1e-6) and (
+            table.logsnr(1.0) == -math.inf
+        )
+
+    changed = TABLE.zero_terminal_snr()
+    stale = Table(TABLE.betas)
+    assert stale.logsnr(1.0) > -10.0  # made by now
+    object.__setattr__(stale, "betas", changed.betas)
+    assert consistent(changed) and not consistent(stale)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        changed.betas = TABLE.betas
+
+    def weighs(weight, times=(0.2, 0.7, 1.0)):
+        """v-weights min(SNR, 5)/(SNR + 1), which go to 0 where no data is left."""
+        t = torch.tensor(times, dtype=torch.float64)
+        alpha, sigma = changed.alpha(t), changed.sigma(t)
+        snr = (alpha / sigma) ** 2
+        return close(weight(alpha, sigma), snr.clamp(max=5.0) / (snr + 1.0))
+
+    def through_eps(alpha, sigma):
+        snr = (alpha / sigma) ** 2
+        return snr.clamp(max=5.0) / snr * (snr / (snr + 1.0))
+
+    assert weighs(lambda alpha, sigma: MinSNR(5.0)(Prediction("v"), alpha, sigma))
+    assert weighs(through_eps, (0.2, 0.7)) and not weighs(through_eps)
+
+
+def test_10_default_betas_for_a_pretrained_model():
+    """keras-cv#2049: a model is sampled with the library's betas, as its own are not in the file."""
+    own = Gaussian(Table.linear(500, 2e-4, 0.03))
+    file = json.dumps(own.config())
+
+    def has_its_levels(read):
+        t = np.linspace(0.0, 1.0, 41)
+        return np.array_equal(read(file).schedule.alpha(t), own.schedule.alpha(t))
+
+    assert has_its_levels(lambda file: process_from_config(json.loads(file)))
+    assert not has_its_levels(lambda file: Gaussian(Table.linear(500)))
+    with pytest.raises(UserError, match="schedule"):
+        process_from_config({"name": "gaussian"})
+
+
+def test_14_half_precision_overflows_to_black():
+    """A1111#1007, stable-diffusion.cpp#888: beyond 65504 float16 is infinite, and the picture NaN."""
+    schedule = EDM(sigma_max=1e5)
+    layer = torch.nn.Linear(3, 3, bias=False, dtype=torch.float16).requires_grad_(False)
+    torch.nn.init.zeros_(layer.weight)  # in EDM's terms the exact network of N(0, 1)
+
+    class Early(Preconditioned):
+        def raw(self, x_t, t, cond=None):
+            return super().raw(x_t.half().float(), t, cond)
+
+    def exact(kind):
+        denoiser = kind(lambda given, level, cond: layer(given.half()).float(), Gaussian(schedule), "edm")
+        x = torch.tensor([[1e5, -2e5, 3e4]])
+        return all(
+            close(denoiser(x, t), x / (1.0 + schedule.sigma(t) ** 2), 1e-5) for t in (1.0, 0.9, 0.5)
+        )  # fmt: skip
+
+    assert exact(Preconditioned)
+    assert not exact(Early)
+
+
+# 15–17, 24: what a run may depend on
+
+
+class PerBatch(Noise):
+    """One stream for the whole batch."""
+
+    def normal(self, shape, stream, device="cpu", dtype=torch.float32):
+        generator = torch.Generator().manual_seed(self.seeds[0] + 1000 * stream)
+        return torch.randn(len(self.seeds), *shape, generator=generator, dtype=dtype).to(device)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m_sde", "sa_solver", "lcm"])
+def test_15_noise_a_batch_instead_of_an_item(name):
+    """A1111#376, k-diffusion#25, A1111#5210: a picture alone is another one than in a batch."""
+    plan = make_plan(name, VP(), make_grid("logsnr", VP(), 4))
+
+    def an_item_is_itself(kind):
+        def made(seeds):
+            noise = kind(seeds)
+            out = sample(plan, mixture(VP()), noise.normal((2,), 0, dtype=torch.float64), noise)
+            return dict(zip(seeds, out, strict=True))
+
+        many, turned = made([5, 6, 7]), made([7, 5])
+        return all(torch.equal(made([s])[s], batch[s]) for batch in (many, turned) for s in batch)
+
+    assert an_item_is_itself(Noise)
+    assert not an_item_is_itself(PerBatch)
+
+
+class DevicesOwn(Noise):
+    """Starting noise from the seeds, later noise from the generator of the device."""
+
+    def normal(self, shape, stream, device="cpu", dtype=torch.float32):
+        if stream == 0:
+            return super().normal(shape, stream, device, dtype)
+        return torch.randn(len(self.seeds), *shape, device=device, dtype=dtype)
+
+
+def test_16_first_noise_from_the_cpu_later_noise_from_the_device():
+    """stable-diffusion.cpp#978: the same seed gives other pictures on another device, by the later noise alone."""
+
+    def is_of_the_seed_alone(kind):
+        """Against Philox and Box–Muller in NumPy, whatever generator the device has, and on each that is here."""
+        for stream in (0, 1, 5):
+            key, counter = np.array([9, 0x756E666F67], np.uint64), np.array([0, stream, 0, 0], np.uint64)
+            raw = (np.random.Philox(key=key, counter=counter).random_raw(6) >> np.uint64(11)).astype(np.float64)
+            radius, angle = np.sqrt(-2.0 * np.log((raw[0::2] + 1.0) / 2**53)), 2.0 * np.pi * raw[1::2] / 2**53 - 0.25 * np.pi
+            right = torch.from_numpy(np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).reshape(1, 6))
+            for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
+                if not close(kind([9]).normal((6,), stream, device, torch.float64).cpu(), right, 1e-12):
+                    return False
+        return True
+
+    assert is_of_the_seed_alone(Noise)
+    assert not is_of_the_seed_alone(DevicesOwn)
+
+
+class SharedCounter:
+    """The step counter belongs to the sampler, not to the run."""
+
+    def __init__(self, plan):
+        self.plan, self.index = plan, -1
+
+    def advance(self, state, x0):
+        state = dataclasses.replace(state, index=self.index)
+        self.index = -1 if self.index + 2 == self.plan.nfe else self.index + 1
+        return advance(self.plan, state, x0)
+
+
+def test_17_two_requests_share_one_step_counter():
+    """Qwen-Image#236, diffusers#3672: the second request moves the first one's counter."""
+    plan = make_plan("euler", VP(), make_grid("logsnr", VP(), 6))
+    exact, starts = mixture(VP()), (normal(2, 2), normal(2, 2, seed=1))
+
+    def each_as_if_alone(forward):
+        states = [begin(plan, x) for x in starts]
+        for _ in range(plan.nfe):
+            states = [forward(state, exact(state.x, state.t)) for state in states]
+        return all(torch.equal(state.x, sample(plan, exact, x)) for state, x in zip(states, starts, strict=True))
+
+    assert each_as_if_alone(lambda state, x0: advance(plan, state, x0))
+    assert not each_as_if_alone(SharedCounter(plan).advance)
+
+
+class Remembering:
+    """DPM-Solver++ 2M as an object with its last result in it, cleared before a run if `clears`."""
+
+    def __init__(self, nodes, clears):
+        self.nodes, self.clears, self.last = nodes, clears, None
+
+    def __call__(self, denoise, x):
+        if self.clears:
+            self.last = None
+        n = self.nodes
+        for i in range(n.steps):
+            x0 = denoise(x, float(n.t[i]))
+            h = n.half[i + 1] - n.half[i]
+            slope = 0.0 if self.last is None else (x0 - self.last[0]) / (2.0 * self.last[1]) * h
+            x = n.sigma[i + 1] / n.sigma[i] * x - n.alpha[i + 1] * math.expm1(-h) * (x0 + slope)
+            self.last = (x0, h)
+        return x
+
+
+def test_24_state_kept_from_the_last_run():
+    """PhysicsNeMo#1896: a solver that was used before starts with the results of the run before."""
+    schedule = VP()
+    grid = make_grid("logsnr", schedule, 6, end=0.1)
+    plan, exact = make_plan("dpmpp_2m", schedule, grid), mixture(schedule)
+
+    def a_second_run_is_as_the_first(solve):
+        """Against the published recursion from scratch."""
+        solve(exact, normal(3, 2, seed=1))
+        return close(solve(exact, normal(3, 2)), Remembering(Nodes.of(schedule, grid), True)(exact, normal(3, 2)))
+
+    assert a_second_run_is_as_the_first(lambda denoise, x: sample(plan, denoise, x))
+    assert a_second_run_is_as_the_first(Remembering(Nodes.of(schedule, grid), True))
+    assert not a_second_run_is_as_the_first(Remembering(Nodes.of(schedule, grid), False))
+
+
+@pytest.mark.parametrize("kind", ["logsnr", "index"])
+def test_24_times_collide_in_bf16(kind):
+    """PhysicsNeMo#1896: cast to the network's bfloat16, neighbouring noise levels become one."""
+    times = make_grid("trailing", TABLE, 500)[:40].tolist()  # the noisiest, two indices apart
+    right = [TABLE.logsnr(t) if kind == "logsnr" else TABLE.index(t) for t in times]
+
+    class Listening(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.heard = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16)), []
+
+        def forward(self, x, level, cond):
+            assert x.dtype == torch.bfloat16
+            self.heard.append(level[0].item())
+            return x * self.weight
+
+    class Cast(Preconditioned):
+        def noise_level(self, t, batch, device):
+            return super().noise_level(t, batch, device).to(torch.bfloat16)
+
+    def hears_each_level(made):
+        network = Listening()
+        denoiser = made(network, Gaussian(TABLE), "v", kind)
+        with torch.no_grad():
+            for t in times:
+                denoiser(torch.zeros(1, 2), t)
+        return len(set(network.heard)) == len(times) and np.allclose(network.heard, right, rtol=1e-6)
+
+    assert hears_each_level(Preconditioned)
+    assert len(set(torch.tensor(right, dtype=torch.bfloat16).tolist())) < len(times)
+    assert not hears_each_level(Cast)
+
+
+# 19, 20: guidance and infill
+
+
+class ByClass:
+    """D = 0.3·x + the row of a table: its last row is "no class"."""
+
+    def __init__(self, classes, channels):
+        self.process, self.table = Gaussian(VP()), normal(classes + 1, channels, 1, 1)
+
+    def __call__(self, x, t, cond=None):
+        return 0.3 * x + self.table[cond["class"]]
+
+
+@pytest.mark.parametrize(("classes", "channels"), [(3, 3), (3, 4), (1000, 4), (12, 7)])
+def test_19_the_null_class_is_1000_and_guidance_is_for_three_channels(classes, channels):
+    """DiT#108 and its models.py:259: two numbers of one data set written into the code."""
+    denoiser = ByClass(classes, channels)
+    x, chosen = normal(2, channels, 2, 2), torch.tensor([0, 2])
+
+    def guided(null):
+        return ClassifierFree(denoiser, 4.0, {"class": torch.tensor([null])})(x, 0.5, {"class": chosen})
+
+    def right(make):
+        try:
+            made = make()
+        except IndexError:
+            return False
+        with_class, without = denoiser.table[chosen], denoiser.table[-1]
+        return close(made, 0.3 * x + without + 4.0 * (with_class - without))
+
+    def three_channels():
+        return torch.cat([guided(classes)[:, :3], denoiser(x, 0.5, {"class": chosen})[:, 3:]], dim=1)
+
+    assert right(lambda: guided(classes))
+    assert right(lambda: guided(1000)) == (classes == 1000)
+    assert right(three_channels) == (channels == 3)
+
+
+class Averaging(RGBACodec):
+    """What an autoencoder does to a picture: detail is lost."""
+
+    def encode(self, pictures):
+        small = torch.nn.functional.avg_pool2d(super().encode(pictures), 2)
+        return small.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "ddpm"])
+def test_20_kept_pixels_change(name):
+    """diffusers#4782: what lies outside the mask goes through the autoencoder too and comes out changed."""
+    pictures = np.random.default_rng(0).integers(40, 240, (2, 4, 4, 4), dtype=np.uint8)
+    pictures[0, ..., 3] = 255
+    mask = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.6
+
+    def keeps(codec):
+        process = Gaussian(VP())
+        known = codec.encode(pictures)
+        denoiser = Infill(lambda x, t, cond=None: 0.3 * x, known, mask)
+        noise = Noise([1, 2])
+        x = process.prior(noise.normal((4, 4, 4), 0))
+        made = codec.decode(sample(make_plan(name, VP(), make_grid("logsnr", VP(), 5)), denoiser, x, noise))
+        kept = mask[:, 0].numpy()
+        return bool((made[kept] == pictures[kept]).all()) and not bool((made[~kept] == pictures[~kept]).all())
+
+    assert keeps(RGBACodec())
+    assert not keeps(Averaging())

@@ -1,0 +1,276 @@
+"""Learn the table behind the sampler and the grid "auto": python tools/tune_auto.py [5 8 10 15 20]   rewrites tuned.py.
+
+A population of random Gaussian mixtures (2 to 256 dimensions, flat to steep spectra, wide and narrow) has exact denoisers.
+For each number of evaluations, levels of σ/α and consistent weights of the last four results are fitted by
+Levenberg–Marquardt to where a fine trajectory from the same noise ends:
+
+    min over θ of  (1/p)·ln Σ_T (e_T/bar_T)^p,    e_T the mean error on target T, p first 1 (all), then 3 (the worst count)
+
+bar_T is the least error on T of 32 settings that other tools offer (multistep solvers on Karras, exponential, uniform and
+flow grids), run by our own plans, which equal theirs (benchmarks/parity.py). None of the targets of benchmarks/samplers.py is
+in the population. A second population, never fitted to, is reported. All perturbed runs on all targets of one dimension go
+as one batch, in y = x/α from σ/α = 157 on (the DDPM table's end; a start from pure noise differs by less than 1 %).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfog.diffusion import make_grid, make_plan, sample
+from unfog.diffusion.samplers import adams
+from unfog.diffusion.schedules import EDM, Linear, Table
+
+TOP = 157.4
+MEMORY = 4
+DOUBLE = torch.float64
+LEARN = ((2, 8, 24, 4), (3, 8, 20, 2), (6, 10, 16, 3), (16, 12, 10, 4),
+         (32, 12, 8, 5), (64, 12, 6, 6), (128, 8, 5, 4), (256, 6, 4, 2))  # fmt: skip
+TEST = ((2, 8, 24, 2), (8, 10, 16, 2), (24, 12, 8, 2), (64, 12, 8, 3), (200, 8, 4, 2))
+TABLE = Path(__file__).parent.parent / "src" / "unfog" / "diffusion" / "tuned.py"
+
+
+@dataclass
+class Group:
+    """Targets of one dimension: means and variances (T, K, d), log weights (T, K), noise (T, S, d), where it ends."""
+
+    means: Tensor
+    variances: Tensor
+    log_weights: Tensor
+    z: Tensor
+    fine: Tensor
+
+    def denoise(self, y: Tensor, level: Tensor) -> Tensor:
+        """E[x0 | y] for y (P, T, S, d) at σ/α = level (P,)."""
+        total = self.variances[None] + (level**2).view(-1, 1, 1, 1)
+        inverse, mu = 1.0 / total, self.means[None]
+        square = torch.einsum("ptsd,ptkd->ptsk", y * y, inverse) - 2.0 * torch.einsum("ptsd,ptkd->ptsk", y, mu * inverse)
+        square = square + (mu * mu * inverse).sum(-1)[:, :, None, :]
+        score = self.log_weights[None, :, None, :] - 0.5 * square - 0.5 * total.log().sum(-1)[:, :, None, :]
+        share, pull = torch.softmax(score, -1), self.variances[None] * inverse
+        return torch.einsum("ptsk,ptkd->ptsd", share, mu * (1.0 - pull)) + y * torch.einsum("ptsk,ptkd->ptsd", share, pull)
+
+    def errors(self, y: Tensor) -> Tensor:
+        """(P, T) mean distance to the fine ends, in the data's standard deviation."""
+        return ((y - self.fine).norm(dim=-1) / math.sqrt(y.shape[-1])).mean(-1)
+
+
+def population(seed: int, spec: Sequence[tuple[int, int, int, int]]) -> list[Group]:
+    """Random mixtures: (dimension, modes, noises, targets) a group; each of mean 0 and standard deviation 1."""
+    rng = np.random.default_rng(seed)
+    groups = []
+    for d, modes, noises, targets in spec:
+        means, variances = np.zeros((targets, modes, d)), np.zeros((targets, modes, d))
+        logs = np.zeros((targets, modes))
+        rank = np.arange(1, d + 1)
+        for t in range(targets):
+            slope = rng.uniform(0, 1.2)
+            m = rng.standard_normal((modes, d)) * rank**-slope
+            if rng.random() < 0.3:  # modes on a shell
+                m = m / np.maximum(np.linalg.norm(m, axis=1, keepdims=True), 1e-9) * np.sqrt((rank ** (-2 * slope)).sum())
+            if d > 4 and rng.random() < 0.25:  # modes in three dimensions
+                m[:, rng.permutation(d)[3:]] *= 0.05
+            wide = np.exp(rng.uniform(np.log(0.03), 0.0)) * rank ** (-rng.uniform(0, 1.3))
+            wide = wide * np.exp(rng.uniform(-0.4, 0.4, (modes, 1)))
+            weights = rng.dirichlet(np.full(modes, 3.0))
+            m = m - (weights[:, None] * m).sum(0)
+            unit = (weights[:, None] * (m**2 + wide**2)).sum(0).mean()
+            means[t], variances[t], logs[t] = m / np.sqrt(unit), wide**2 / unit, np.log(weights)
+        z = rng.standard_normal((targets, noises, d))
+        group = Group(*(torch.tensor(v) for v in (means, variances, logs, z)), fine=torch.zeros(0))
+        group.fine = fine(group)
+        groups.append(group)
+    return groups
+
+
+def fine(group: Group, steps: int = 150) -> Tensor:
+    """Runge–Kutta 4 in ln(σ/α) down to 0.001."""
+    places = torch.linspace(math.log(TOP), math.log(1e-3), steps + 1, dtype=DOUBLE)
+    y = group.z[None] * TOP
+
+    def slope(y: Tensor, u: Tensor) -> Tensor:
+        return y - group.denoise(y, u.exp().view(1))
+
+    for a, b in zip(places[:-1], places[1:], strict=True):
+        h = b - a
+        k1 = slope(y, a)
+        k2 = slope(y + h / 2 * k1, a + h / 2)
+        k3 = slope(y + h / 2 * k2, a + h / 2)
+        k4 = slope(y + h * k3, b)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return group.denoise(y, places[-1].exp().view(1))[0]
+
+
+def unpack(theta: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """θ (P, n): logarithms of the gaps, then the weights of older results → levels (P, steps), weights (P, steps, 4)."""
+    count = len(theta)
+    logs = math.log(TOP) - torch.cumsum(theta[:, : steps - 1].exp(), 1)
+    levels = torch.cat([torch.full((count, 1), TOP, dtype=DOUBLE), logs.exp()], 1)
+    weights, place = torch.zeros(count, steps, MEMORY, dtype=DOUBLE), steps - 1
+    for i in range(steps):
+        older = min(i + 1, MEMORY) - 1
+        weights[:, i, 1 : 1 + older] = theta[:, place : place + older]
+        place += older
+        weights[:, i, 0] = 1.0 - weights[:, i, 1:].sum(1)
+    return levels, weights
+
+
+def simulate(group: Group, theta: Tensor, steps: int, chunk: int = 24) -> Tensor:
+    """Where θ (P, n) leads the group's noises: (P, T, S, d)."""
+    levels, weights = unpack(theta, steps)
+    ends = []
+    for first in range(0, len(theta), chunk):
+        s, w = levels[first : first + chunk], weights[first : first + chunk]
+        y = (group.z[None] * TOP).expand(len(s), -1, -1, -1)
+        kept: list[Tensor] = []
+        for i in range(steps):
+            kept = [group.denoise(y, s[:, i]), *kept[: MEMORY - 1]]
+            mean = sum((w[:, i, k].view(-1, 1, 1, 1) * h for k, h in enumerate(kept)), torch.zeros(()))
+            ratio = (s[:, i + 1] / s[:, i]).view(-1, 1, 1, 1) if i + 1 < steps else 0.0
+            y = ratio * y + (1.0 - ratio) * mean
+        ends.append(y)
+    return torch.cat(ends)
+
+
+def exponential_adams(steps: int, lowest: float, rho: float | None) -> np.ndarray:
+    """θ of the order-3 sampler on a Karras (rho) or exponential grid."""
+    schedule = EDM(sigma_max=TOP)
+    spread = np.geomspace(TOP, lowest, steps) if rho is None else np.linspace(TOP ** (1 / rho), lowest ** (1 / rho), steps) ** rho
+    times = np.append(schedule.time(-2.0 * np.log(spread)), 0.0)
+    times[0] = 1.0
+    made = adams.plan(schedule, times, 3)
+    theta = list(np.log(-np.diff(np.log(spread))))
+    for i in range(steps):
+        row = np.zeros(MEMORY)
+        row[: made.b.shape[1]] = made.b[i] / made.b[i].sum()
+        theta += list(row[1 : min(i + 1, MEMORY)])
+    return np.array(theta)
+
+
+def peers(steps: int) -> list[tuple[str, str, object]]:
+    """(sampler, grid, plan) of what other tools offer."""
+    schedule, table = EDM(sigma_max=TOP), Table.linear()
+    grids = {"karras": np.linspace(TOP ** (1 / 7), 0.01 ** (1 / 7), steps) ** 7, "exponential": np.geomspace(TOP, 0.01, steps),
+             "linspace": np.exp(-0.5 * table.logsnr(make_grid("linspace", table, steps)[:-1]))}  # fmt: skip
+    for shift in (1.0, 2.0, 3.0):
+        inner = make_grid("flow", Linear(), steps, shift=shift)[1:-1]
+        grids[f"flow {shift:g}"] = np.append(TOP, np.exp(-0.5 * Linear().logsnr(inner)))
+    rows: list[tuple[str, str, object]] = []
+    for name, levels in grids.items():
+        times = np.append(schedule.time(-2.0 * np.log(levels)), 0.0)
+        times[0] = 1.0
+        samplers = [("dpmpp_2m", {}), ("unipc", {"order": 2}), ("unipc", {"order": 3}), ("dpmpp_3m", {"kind": "published"})]
+        if not name.startswith("flow"):
+            samplers += [("deis", {"order": 2}), ("deis", {"order": 3})]
+        if name in ("karras", "exponential"):
+            samplers.append(("lms", {"order": 4}))
+        rows += [(sampler, name, make_plan(sampler, schedule, times, **options)) for sampler, options in samplers]
+    return rows
+
+
+def bars(groups: list[Group], steps: int) -> Tensor:
+    """The least error of the peers on each target, (targets,)."""
+    schedule, plans, out = EDM(sigma_max=TOP), peers(steps), []
+    for group in groups:
+
+        def ask(y: Tensor, t: float, group: Group = group) -> Tensor:
+            return group.denoise(y[None], torch.tensor([schedule.sigma(t)], dtype=DOUBLE))[0]
+
+        ends = [group.errors(sample(made, ask, group.z * TOP)[None])[0] for *_, made in plans]  # type: ignore[arg-type]
+        out.append(torch.stack(ends).nan_to_num(9.0).min(0).values)
+    return torch.cat(out)
+
+
+def ratios(groups: list[Group], bar: Tensor, theta: np.ndarray, steps: int) -> Tensor:
+    given = torch.tensor(theta)[None]
+    return torch.cat([group.errors(simulate(group, given, steps))[0] for group in groups]) / bar
+
+
+def improve(
+    groups: list[Group], bar: Tensor, theta: np.ndarray, steps: int, power: float, rounds: int, minutes: float
+) -> np.ndarray:
+    """Levenberg–Marquardt with weights that make squares into the mean distance, and the mean into the objective."""
+    damping, step, began = 1e-2, 1e-5, time.monotonic()
+
+    def objective(value: np.ndarray) -> float:
+        return float(torch.logsumexp(power * ratios(groups, bar, value, steps).log(), 0)) / power
+
+    best = objective(theta)
+    for _ in range(rounds):
+        if time.monotonic() - began > 60.0 * minutes:
+            break
+        moved = torch.tensor(theta).repeat(len(theta) + 1, 1)
+        moved[torch.arange(len(theta)), torch.arange(len(theta))] += step  # the last row stays
+        normal, right, place = np.zeros((len(theta),) * 2), np.zeros(len(theta)), 0
+        for group in groups:
+            ends = simulate(group, moved, steps)
+            columns, gap = (ends[:-1] - ends[-1:]) / step, ends[-1] - group.fine
+            distance = gap.norm(dim=-1) / math.sqrt(gap.shape[-1])
+            error = distance.mean(1)
+            own = bar[place : place + len(error)]
+            place += len(error)
+            floor = 0.1 * distance.median(1, keepdim=True).values + 1e-9
+            weight = ((error / own) ** power / error)[:, None] / distance.clamp_min(floor) / (distance.shape[1] * gap.shape[-1])
+            weighted = columns * weight[None, :, :, None]
+            normal += torch.einsum("ptsd,qtsd->pq", weighted, columns).numpy()
+            right -= torch.einsum("ptsd,tsd->p", weighted, gap).numpy()
+        for _ in range(8):
+            scaled = normal + damping * np.diag(np.diag(normal) + 1e-12 * np.trace(normal))
+            trial = theta + np.linalg.solve(scaled, right)
+            found = objective(trial)
+            if math.isfinite(found) and found < best:
+                break
+            damping *= 4.0
+        else:
+            return theta
+        gain, theta, best, damping = best - found, trial, found, max(damping / 4.0, 1e-8)
+        if gain < 1e-4:
+            break
+    return theta
+
+
+def write(found: dict[int, np.ndarray]) -> None:
+    """tuned.py with these and the entries that it had."""
+    from unfog.diffusion.tuned import TUNED, Tuned
+
+    table = dict(TUNED)
+    for steps, theta in found.items():
+        levels, weights = unpack(torch.tensor(theta)[None], steps)
+        rows = tuple(tuple(round(w, 5) for w in weights[0, i, 1 : min(i + 1, MEMORY)].tolist()) for i in range(steps))
+        table[steps] = Tuned(tuple(float(f"{level:.5g}") for level in levels[0, 1:].tolist()), rows)
+    lines = []
+    for steps in sorted(table):
+        entry = table[steps]
+        rows = [f"            {row}," for row in entry.weights]
+        lines += [f"    {steps}: Tuned(", f"        {entry.levels},", "        (", *rows, "        ),", "    ),"]
+    text = TABLE.read_text()
+    head = text[: text.index("TUNED: dict")]
+    TABLE.write_text(head + "TUNED: dict[int, Tuned] = {\n" + "\n".join(lines) + "\n}  # fmt: skip\n")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    learn, test = population(1, LEARN), population(2, TEST)
+    for steps in [int(word) for word in sys.argv[1:]] or [5, 8, 10, 15, 20]:
+        bar, other = bars(learn, steps), bars(test, steps)
+        starts = [exponential_adams(steps, lowest, rho) for lowest in (0.02, 0.05, 0.1, 0.2, 0.3) for rho in (None, 7.0)]
+        theta = min(starts, key=lambda start: float(ratios(learn, bar, start, steps).square().sum()))
+        for power in (1.0, 3.0):
+            theta = improve(learn, bar, theta, steps, power, rounds=40, minutes=10.0)
+            for name, groups, level in (("learned on", learn, bar), ("held out", test, other)):
+                found = ratios(groups, level, theta, steps)
+                print(f"{steps:>3} p {power:g} {name:>10}: error/best peer, geometric mean {found.log().mean().exp():.3f}, "
+                      f"at most 1 on {int((found <= 1).sum())} of {len(found)}, worst {found.max():.2f}", flush=True)  # fmt: skip
+        write({steps: theta})
+
+
+if __name__ == "__main__":
+    main()
