@@ -55,7 +55,7 @@ def test_a_mixture_on_every_schedule(name):
     x0 = torch.cat([draw(density, 4), torch.tensor([[0.0, 0.0], [1.2, -1.2]]).double()])
     got = log_likelihood(denoiser, x0, steps=48)
     assert (got.log_prob - density.log_prob(x0)).abs().max() < 0.01
-    assert got.discretisation.max() < 0.01 and got.stderr.abs().max() == 0.0 and 6 * 48 < got.nfe < 6 * 48 + 20
+    assert got.discretisation.max() < 0.03 and got.stderr.abs().max() == 0.0 and 6 * 48 < got.nfe < 6 * 48 + 20
 
 
 @pytest.mark.parametrize("make", [gaussian, pytest.param(mixture, marks=pytest.mark.slow)])

@@ -1,8 +1,8 @@
-"""The command line: `unfog generate`, `train`, `evaluate`, `models`.
+"""The command line: `unfog generate`, `train`, `evaluate`, `fit`, `verify`, `models`.
 
 No mathematics and no rules of its own: each command fills in a request (`unfog.requests`) and hands it to
 the library. Importing this package loads the standard library only, so that `unfog --help` answers at once.
-Exit codes: 0 done, 1 `--like` made different pixels, 2 bad input (one line on stderr), 130 Ctrl-C.
+Exit codes: 0 done, 1 `--like` made different pixels or a check of `verify` failed, 2 bad input (one line on stderr), 130 Ctrl-C.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ Try:
   unfog generate "a red apple" --style noto --seed 7
   unfog generate --like out/a-red-apple-noto-7.png
   unfog train my-pictures/ --out my-model --minutes 30
+  unfog verify my-model
   unfog evaluate my-model --against my-pictures/
 """,
     version=_version,

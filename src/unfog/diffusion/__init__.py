@@ -12,10 +12,12 @@ from unfog.diffusion.denoisers import (
     OneByOne,
     Preconditioned,
 )
+from unfog.diffusion.discrete import Categorical, discrete_loss, sample_discrete
 from unfog.diffusion.editing import inversion, noised, slerp
 from unfog.diffusion.fit import Fitted, Problem, fit
 from unfog.diffusion.grids import GRIDS, make_grid
 from unfog.diffusion.guidance import GUIDANCES, guide
+from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
 from unfog.diffusion.losses import TIMES, WEIGHTS, denoising_loss, stratified
 from unfog.diffusion.noise import Noise
 from unfog.diffusion.plan import Plan, State, advance, begin, run, sample
@@ -32,6 +34,7 @@ __all__ = [
     "SCHEDULES",
     "TIMES",
     "WEIGHTS",
+    "Categorical",
     "DataSetDenoiser",
     "Denoiser",
     "Fitted",
@@ -49,10 +52,13 @@ __all__ = [
     "State",
     "advance",
     "begin",
+    "bits_per_dim",
     "denoising_loss",
+    "discrete_loss",
     "fit",
     "guide",
     "inversion",
+    "log_likelihood",
     "make_grid",
     "make_plan",
     "noised",
@@ -62,7 +68,9 @@ __all__ = [
     "run_adaptive",
     "sample",
     "sample_adaptive",
+    "sample_discrete",
     "schedule_from_config",
     "slerp",
     "stratified",
+    "variational_bound",
 ]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.processes import Process, expand
+from unfog.diffusion.schedules import Schedule
 from unfog.errors import UserError
 
 
@@ -97,8 +98,7 @@ def run_adaptive(
     x0 = ask(everyone, x, times)
     entry = float(schedule.time(2.0 * low))
     if entry < start:  # from pure noise: λ is infinite there, one exact first-order step leads to a finite one
-        keep = schedule.sigma(entry) / schedule.sigma(start)
-        x = x * keep + x0 * (schedule.alpha(entry) - schedule.alpha(start) * keep)
+        x = _jump(schedule, x, x0, start, entry)
         times = np.full(batch, entry)
         x0 = ask(everyone, x, times)
     going = everyone
@@ -127,10 +127,14 @@ def run_adaptive(
             x0[moved] = ask(moved, x[moved], times[moved])
         going = everyone[half < high - 1e-12]
     # σ is small: to clean data in one exact first-order step.
-    sigma, alpha = float(schedule.sigma(times[0])), float(schedule.alpha(times[0]))
-    keep = float(schedule.sigma(0.0)) / sigma if sigma else 0.0
-    x = x * keep + x0 * (float(schedule.alpha(0.0)) - alpha * keep)
+    x = _jump(schedule, x, x0, float(schedule.time(2.0 * high)), 0.0)
     yield Adaptive(x, x0, np.zeros(batch), nfe.copy(), rejected.copy(), True)
+
+
+def _jump(schedule: Schedule, x: Tensor, x0: Tensor, t: float, to: float) -> Tensor:
+    """The exact step for a D that stays."""
+    keep = float(schedule.sigma(to)) / float(schedule.sigma(t))
+    return x * keep + x0 * (float(schedule.alpha(to)) - float(schedule.alpha(t)) * keep)
 
 
 def sample_adaptive(

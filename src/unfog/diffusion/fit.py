@@ -176,7 +176,7 @@ def fit(
         raise UserError("fit: minutes must be greater than 0, rounds at least 1, memory from 1 to 8")
     form = _Form(schedule, float(grid[0]), sampler, options, len(grid) - 1, memory, free)
     theta = form.initial(np.asarray(grid, dtype=np.float64))
-    plan = form.plan(theta)
+    plan = make_plan(sampler, schedule, grid, **options)
     if plan.nfe != form.nfe or plan.stochastic or (free != "grid" and plan.B.any()):
         raise UserError(f"fit: sampler {sampler!r} must be deterministic with one evaluation a step and no corrector")
     if start is not None and free != "grid":

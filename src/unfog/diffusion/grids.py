@@ -299,14 +299,15 @@ def custom(
     _check(steps, start, end)
     if bool(len(times)) == bool(len(levels)):
         raise UserError("grid 'custom': give either times or levels")
+    asked = np.array(times, dtype=np.float64)
     if len(levels):
         given = np.array(levels, dtype=np.float64)
         if given.ndim != 1 or not (given >= 0.0).all():
             raise UserError("grid 'custom': levels are σ/α, numbers of at least 0")
         with np.errstate(divide="ignore"):
-            times = schedule.time(-2.0 * np.log(given))
-        start, end = float(times[0]), float(times[-1])
-    grid = check_grid(times)
+            asked = schedule.time(-2.0 * np.log(given))
+        start, end = float(asked[0]), float(asked[-1])
+    grid = check_grid(asked)
     if len(grid) != steps + 1 or grid[0] != start or grid[-1] != end:
         raise UserError(
             f"grid 'custom': expected {steps + 1} times from {start} to {end}, got {len(grid)} from {grid[0]}"

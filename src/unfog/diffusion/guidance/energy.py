@@ -45,7 +45,8 @@ class Energy:
             x0 = self.denoiser(x if self.on == "x0" else x.detach(), t, cond)
             value = self.log_prob(x0 if self.on == "x0" else x, t, cond)
             (gradient,) = torch.autograd.grad(value.sum(), x)
-        alpha, sigma = (expand(torch.as_tensor(f(t)), x_t) for f in (self.process.schedule.alpha, self.process.schedule.sigma))
+        schedule = self.process.schedule
+        alpha, sigma = (expand(torch.as_tensor(f(t), dtype=torch.float64), x_t) for f in (schedule.alpha, schedule.sigma))
         # where α = 0, x_t says nothing about x0, nor y about x_t
         factor = torch.where(alpha > 0.0, sigma * sigma / alpha.clamp_min(torch.finfo(x_t.dtype).tiny), 0.0)
         return x0.detach() + self.scale * factor * gradient

@@ -81,7 +81,7 @@ class Posterior:
             x = x_t.detach().clone().requires_grad_(self.jacobian)
             x0 = self.denoiser(x, t, cond)
             fixed = x0.detach().clone()
-            alpha, sigma = (expand(torch.as_tensor(f(t)), fixed) for f in (schedule.alpha, schedule.sigma))
+            alpha, sigma = (expand(torch.as_tensor(f(t), dtype=torch.float64), fixed) for f in (schedule.alpha, schedule.sigma))
             alpha, sigma = (v.to(fixed).expand(len(fixed), *(1,) * (fixed.ndim - 1)) for v in (alpha, sigma))
             variance = sigma**2 * square / (alpha**2 * square + sigma**2)
             residual = (self.y.to(fixed) - self.measure(fixed)).detach()

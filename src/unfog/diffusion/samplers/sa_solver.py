@@ -38,9 +38,9 @@ def plan(schedule: Schedule, grid: np.ndarray, tau: float = 1.0, order: int = 2,
     for i in range(nodes.steps):
         time = float(nodes.t[i])
         if not (math.isfinite(nodes.half[i]) and math.isfinite(nodes.half[i + 1])):
-            scale, look, _ = nodes.first_order(i)
-            rows.append(Row(time, correct[0], correct[1], 0.0, scale, (look,)))
-            known, correct = [], (scale, [0.0, look])
+            scale, only, _ = nodes.first_order(i)
+            rows.append(Row(time, correct[0], correct[1], 0.0, scale, (only,)))
+            known, correct = [], (scale, [0.0, only])
             continue
         known = [i, *known][: max(order, corrector)]
         scale, new = keep(nodes, i, "x0", eta)

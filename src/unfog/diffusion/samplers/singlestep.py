@@ -33,8 +33,8 @@ def _plan(name: str, order: int, form: str, schedule: Schedule, grid: np.ndarray
     for i in range(nodes.steps):
         time = float(nodes.t[i])
         if not (math.isfinite(nodes.half[i]) and math.isfinite(nodes.half[i + 1])):
-            a, b, c = nodes.first_order(i, eta)
-            rows.append(Row(time, a, (b,), c))
+            kept, only, drawn = nodes.first_order(i, eta)
+            rows.append(Row(time, kept, (only,), drawn))
             continue
         down = 2.0 * nodes.half[i + 1] - math.log1p(-eta * eta * (1.0 - nodes.ratio(i) ** 2))
         inside = [nodes.half[i] + (down / 2.0 - nodes.half[i]) * k / order for k in range(1, order)]

@@ -53,9 +53,9 @@ def plan(
     for i in range(nodes.steps):
         time = float(nodes.t[i])
         if not (math.isfinite(nodes.half[i]) and math.isfinite(nodes.half[i + 1])):
-            scale, look, _ = nodes.first_order(i)
-            rows.append(Row(time, correct[0], correct[1], 0.0, scale, (look,)))
-            known, correct = [], (scale, [0.0, look])
+            scale, only, _ = nodes.first_order(i)
+            rows.append(Row(time, correct[0], correct[1], 0.0, scale, (only,)))
+            known, correct = [], (scale, [0.0, only])
             continue
         known = [i, *known][:order]
         used = known[: nodes.steps - i] if ramp_down else known
