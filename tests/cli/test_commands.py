@@ -177,3 +177,26 @@ def test_paths_that_are_not_utf8_are_printed_as_they_are(tmp_path):
     words = [sys.executable, "-c", code, "train", ".", "--out", b"\xe9"]
     done = subprocess.run(words, capture_output=True, cwd=tmp_path, env=ENVIRONMENT)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"\xe9\n", b"")
+
+
+def test_fit_asks_for_what_was_given(monkeypatch, capsys):
+    from unfog.cli import main
+    from unfog.training import plans
+
+    asked = []
+
+    def learn(request, each):
+        asked.append(request)
+        each(1, 0.5)
+        return {"name": "fit-6", "nfe": 6, "model": "m", "seeds": 16, "error_held_out": 0.1,
+                "error_learnt_on": 0.09,
+                "start_held_out": 0.3, "start": "deis on logsnr", "default_held_out": 0.4,
+                "default": "dpmpp_2m on logsnr"}  # fmt: skip
+
+    monkeypatch.setattr(plans, "learn_plan", learn)
+    assert main(["fit", "my-model", "--nfe", "6", "--minutes", "0.5"]) == 0
+    out, err = capsys.readouterr()
+    assert "learned  0.10000" in out and "--sampler fit-6" in out and '"error": 0.5' in err
+    assert (asked[0].model, asked[0].nfe, asked[0].minutes, asked[0].seeds) == ("my-model", 6, 0.5, 16)
+    assert main(["fit", "my-model", "--nfe", "2"]) == 2
+    assert "nfe" in capsys.readouterr().err

@@ -38,6 +38,7 @@ def test_options_reach_the_request(unfog_command, model):
         "heun",
         "--negative",
         "blue",
+        "--strict",
     ]
     code, paths, _ = unfog_command("generate", "x", *words, "--batch", 8, "--model", "my-model")
     (request,) = model.requests
@@ -52,6 +53,7 @@ def test_options_reach_the_request(unfog_command, model):
         "sampler": "heun",
         "negative": "blue",
         "batch": 8,
+        "strict": True,
     }
 
 

@@ -61,7 +61,10 @@ DETERMINISTIC = [(name, options) for name, options in PLANS
 ORDER = {(name, str(options)): order for name, options, order in VARIANTS}
 every_plan = pytest.mark.parametrize(("name", "options"), PLANS)
 deterministic = pytest.mark.parametrize(("name", "options"), DETERMINISTIC)
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+# Without noise a sampler walks alike in all (test_swapping_the_schedule_changes_nothing), so where it ends is tried in few:
+# from pure noise in two ways, and from a finite level. `unfog verify` runs them all.
+few_schedules = pytest.mark.parametrize("schedule", [SCHEDULES["linear"], SCHEDULES["zero_snr"], SCHEDULES["edm"]],
+                                        ids=["linear", "zero_snr", "edm"])  # fmt: skip
 LOW, HIGH = -8.0, 6.0
 
 
@@ -114,7 +117,7 @@ def reference():
 
 
 @deterministic
-@every_schedule
+@pytest.mark.parametrize("schedule", [SCHEDULES["linear"], SCHEDULES["table"]], ids=["linear", "table"])
 def test_observed_order_is_the_declared_one(name, options, schedule, reference):
     errors = [
         (walk(name, schedule, steps, start(100), **options) - reference).norm(dim=1).median().item()
@@ -125,12 +128,12 @@ def test_observed_order_is_the_declared_one(name, options, schedule, reference):
 
 
 @deterministic
-@pytest.mark.parametrize("schedule", [Linear(), EDM()], ids=["linear", "edm"])
-def test_order_holds_for_every_prediction(name, options, schedule):
+def test_order_holds_for_every_prediction(name, options):
     """An exact network in each prediction walks the path of the exact denoiser, so its order is the same."""
+    schedule = Linear()
     exact = mixture(schedule)
-    y = start(20)
-    direct = walk(name, schedule, 24, y, **options)
+    y = start(10)
+    direct = walk(name, schedule, 12, y, **options)
     for kind in ("x0", "eps", "v", "flow", "score", "edm"):
         prediction = Prediction(kind)
 
@@ -149,7 +152,7 @@ def test_order_holds_for_every_prediction(name, options, schedule):
             return denoiser(x, t)
 
         torch.testing.assert_close(
-            walk(name, schedule, 24, y, denoise, **options), direct, rtol=1e-8, atol=1e-8
+            walk(name, schedule, 12, y, denoise, **options), direct, rtol=1e-8, atol=1e-8
         )
 
 
@@ -163,16 +166,15 @@ def test_swapping_the_schedule_changes_nothing(name, options):
 
 
 @every_plan
-@every_schedule
-@pytest.mark.parametrize("grid", ["uniform", "logsnr", "karras"])
-def test_finite_from_pure_noise_to_clean_data(name, options, schedule, grid):
-    exact = mixture(schedule)
-    x = Noise([1, 2]).normal((4,), 0) * exact.process.prior_std()
-    for steps in (1, 2, 12):
-        plan = make_plan(name, schedule, make_grid(grid, schedule, steps), **options)
-        out = sample(plan, exact, x, Noise([1, 2]))
-        assert torch.isfinite(out).all() and out.abs().max() < 10
-        assert plan.end == 0.0
+def test_finite_from_pure_noise_to_clean_data(name, options):
+    for schedule in SCHEDULES.values():
+        exact = mixture(schedule)
+        x = Noise([1, 2]).normal((4,), 0) * exact.process.prior_std()
+        for grid, steps in (("uniform", 1), ("logsnr", 2), ("karras", 12), ("uniform", 12)):
+            plan = make_plan(name, schedule, make_grid(grid, schedule, steps), **options)
+            out = sample(plan, exact, x, Noise([1, 2]))
+            assert torch.isfinite(out).all() and out.abs().max() < 10, (schedule, grid, steps)
+            assert plan.end == 0.0
 
 
 @every_plan
@@ -205,7 +207,7 @@ def test_nfe(name, options):
 
 
 @deterministic
-@every_schedule
+@few_schedules
 def test_from_pure_noise_on_a_gaussian(name, options, schedule):
     """The flow of a Gaussian is known: x(0) = μ + s·(x(1) − αμ)/√(α²s² + σ²)."""
     mean, std = torch.tensor([0.4, -0.8], dtype=torch.float64), 0.5
@@ -265,7 +267,7 @@ def propagate(plan, schedule, mean, std):
 STOCHASTIC = [(name, options) for name, options in PLANS if (name, options) not in DETERMINISTIC and name != "lcm"]
 
 
-@every_schedule
+@few_schedules
 @pytest.mark.parametrize(("name", "options"), STOCHASTIC)
 def test_stochastic_samplers_reach_the_exact_gaussian(name, options, schedule):
     mean, std = 0.7, 0.5
