@@ -17,6 +17,7 @@ from unfog.training.run import build_network
 
 RECIPE = Recipe(
     name="tiny",
+    data="gone-data",
     size=16,
     settings={"unshuffle": 4, "widths": [16], "blocks": [1], "attention": [False], "embedding": 16},
     defaults={"steps": 4, "scale": 1.5, "sampler": "dpmpp_2m"},

@@ -95,6 +95,8 @@ class Plan:
                 )
             values.flags.writeable = False
             object.__setattr__(self, name, values)
+        if not self.q.all():
+            raise UserError(f"plan {self.sampler!r}: q is 0 in a row, which would then not depend on its evaluation")
         times = [*self.t, self.end]
         if not all(0.0 <= time <= 1.0 for time in times):
             raise UserError(f"plan {self.sampler!r}: times must lie in [0, 1]")
@@ -135,14 +137,17 @@ class Plan:
         return bool(self.c.any())
 
     @cached_property
-    def _rows(self) -> list[tuple[float, float, float, Terms, float, float, Terms]]:
-        """Rows as python floats without their zeros: numpy scalars cost more than a small tensor's sum."""
+    def _rows(self) -> list[tuple[float, float, Terms, float, float, Terms]]:
+        """p/q, a, b, c, A, B as python floats without their zeros: numpy scalars cost more than a small tensor's sum.
 
-        def sparse(row: np.ndarray) -> list[tuple[int, float]]:
-            return [(k, float(value)) for k, value in enumerate(row) if value != 0.0]
+        What the loop remembers is H/q, one operation instead of two; b and B make up for it.
+        """
 
-        p, q, a, c, scale = (values.tolist() for values in (self.p, self.q, self.a, self.c, self.A))
-        return [(p[i], q[i], a[i], sparse(self.b[i]), c[i], scale[i], sparse(self.B[i])) for i in range(self.nfe)]
+        def sparse(i: int, row: np.ndarray) -> list[tuple[int, float]]:
+            return [(k, float(value * self.q[i - k])) for k, value in enumerate(row) if value != 0.0]
+
+        tilt, a, c, scale = (values.tolist() for values in (self.p / self.q, self.a, self.c, self.A))
+        return [(tilt[i], a[i], sparse(i, self.b[i]), c[i], scale[i], sparse(i, self.B[i])) for i in range(self.nfe)]
 
     @cached_property
     def _times(self) -> list[float]:
@@ -171,7 +176,7 @@ class State:
     """Where a run stands after row `index` (−1: before the first). The loop changes nothing in it in place.
 
     x (B, *D) stands at time t: where the denoiser looks next, and the result once `done`. base and history
-    (H_i, H_{i−1}, …) are what the next row needs; a saved State continues the run bit for bit. x0: D_i
+    (H_i/q_i, H_{i−1}/q_{i−1}, …) are what the next row needs; a saved State continues the run bit for bit. x0: D_i
     (B, *D), the denoised result of the row just done (before the first row: x itself).
     """
 
@@ -228,8 +233,8 @@ def advance(plan: Plan, state: State, x0: Tensor, noise: NoiseSource | None = No
         raise ValueError(
             f"the denoiser returned shape {tuple(x0.shape)} for x of shape {tuple(state.x.shape)}"
         )
-    p, q, a, b, c, scale, look = plan._rows[i]
-    kept = x0 if p == 0.0 and q == 1.0 else torch.add(state.x * p, x0, alpha=q)
+    tilt, a, b, c, scale, look = plan._rows[i]
+    kept = x0 if tilt == 0.0 else torch.add(x0, state.x, alpha=tilt)
     history = (kept, *state.history[: plan.b.shape[1] - 1])
     base = _combine(a, state.base, b, history)
     if c != 0.0:

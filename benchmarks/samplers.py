@@ -1,0 +1,347 @@
+"""How near a sampler ends to the exact end of the trajectory, at equal network evaluations; ours beside the peers' best.
+
+    pip install -e '.[bench]' && python benchmarks/samplers.py [--model emoji-64] [--plot]
+    writes benchmarks/results/samplers.json (and samplers.png)
+
+Targets: Gaussian mixtures whose denoiser is exact. "ring" (d 2) and "power" (d 64) are those that the peers' errors were first
+measured on; "curve" (d 16, narrow), "points" (d 3, twelve points) and "field" (d 256, picture-like spectrum) were fixed before
+any sampler of ours was tried on them. Two paths: the DDPM table (linear betas) and rectified flow. Error: mean over noises of
+|x − x_fine|/(data's standard deviation·√d); x_fine is a solution with 300 third-order steps from the same noise. Peers run their
+own code in their own coordinates with several grids each, of which the best counts, target by target and budget by budget: a
+choice that their users cannot make. Ours is one rule for all ("auto": grid and weights by budget only). `fit` learns from noises
+that it is not tested on. k-diffusion is optional: used if `import k_diffusion` works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unfog.diffusion import Gaussian, MixtureDenoiser, Problem, fit, make_grid, make_plan, sample
+from unfog.diffusion.fit import error
+from unfog.diffusion.schedules import EDM, Linear, Table
+
+BUDGETS = (5, 8, 10, 15, 20)
+FITTED = (5, 8)
+BETAS: dict[str, Any] = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
+DOUBLE = torch.float64
+
+
+def ring() -> tuple[Tensor, Tensor]:
+    angle = torch.arange(8) * math.pi / 4
+    return 1.3 * torch.stack([angle.cos(), angle.sin()], 1), torch.full((8, 2), 0.15)
+
+
+def power() -> tuple[Tensor, Tensor]:
+    rank = torch.arange(1, 65).to(DOUBLE)
+    means = torch.randn(12, 64, generator=torch.Generator().manual_seed(0), dtype=DOUBLE) * rank.pow(-0.75)
+    widths = torch.linspace(0.5, 1.5, 12, dtype=DOUBLE)[:, None].sqrt() * (0.6 / rank)
+    return means, widths
+
+
+def curve() -> tuple[Tensor, Tensor]:
+    u = torch.linspace(0, 1, 40, dtype=DOUBLE)
+    helix = torch.stack([(4 * math.pi * u).cos(), (4 * math.pi * u).sin(), 2 * u - 1], 1)
+    basis, _ = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(11), dtype=DOUBLE))
+    return helix @ basis.T, torch.full((40, 16), 0.05)
+
+
+def points() -> tuple[Tensor, Tensor]:
+    return torch.randn(12, 3, generator=torch.Generator().manual_seed(12), dtype=DOUBLE), torch.full((12, 3), 1e-6)
+
+
+def field() -> tuple[Tensor, Tensor]:
+    frequency = torch.fft.fftfreq(16, dtype=DOUBLE) * 16
+    radius = (frequency[:, None] ** 2 + frequency[None] ** 2).sqrt().clamp_min(1).flatten()
+    means = 1.2 * torch.randn(4, 256, generator=torch.Generator().manual_seed(13), dtype=DOUBLE) / radius
+    return means, torch.linspace(0.6, 1.4, 4, dtype=DOUBLE)[:, None].sqrt() / radius
+
+
+TARGETS: dict[str, tuple[Callable[[], tuple[Tensor, Tensor]], int]] = {
+    "ring": (ring, 512), "power": (power, 192), "curve": (curve, 192), "points": (points, 384), "field": (field, 64),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One target on one path. at(y, level): E[x0] for y = x/α (B, d) float64 at σ/α = level; x (B, d): the start."""
+
+    path: str
+    schedule: Any
+    denoiser: MixtureDenoiser
+    x: Tensor
+    fine: Tensor
+
+    def at(self, y: Tensor, level: float) -> Tensor:
+        t = float(self.schedule.time(-2.0 * math.log(level)))
+        # Outside the schedule's range the exact denoiser is asked on another: E[x0 | y, σ/α] does not know the schedule.
+        return MixtureAt(self.denoiser)(y, level) if not 0.0 < t <= 1.0 else self.denoiser(y * float(self.schedule.alpha(t)), t)
+
+    def error(self, x: Tensor) -> float:
+        gap = (x.to(DOUBLE) - self.fine).norm(dim=1) / math.sqrt(x.shape[1])
+        return float(gap.mean()) if bool(gap.isfinite().all()) else math.nan
+
+
+class MixtureAt:
+    """The exact denoiser at any level, through a wider schedule."""
+
+    def __init__(self, denoiser: MixtureDenoiser) -> None:
+        self.schedule = EDM(sigma_max=1e7)
+        self.inner = MixtureDenoiser.__new__(MixtureDenoiser)
+        self.inner.__dict__.update(denoiser.__dict__)
+        self.inner.process = Gaussian(self.schedule)
+
+    def __call__(self, y: Tensor, level: float) -> Tensor:
+        return self.inner(y, float(self.schedule.time(-2.0 * math.log(level))))
+
+
+def case(name: str, path: str, first_seed: int = 0) -> Case:
+    """A target scaled to mean 0 and standard deviation 1, its noises and where they lead."""
+    make, count = TARGETS[name]
+    means, widths = (value.to(DOUBLE) for value in make())
+    means = means - means.mean(0)
+    unit = ((means**2).mean(0) + (widths**2).mean(0)).mean().sqrt()
+    schedule = Table.linear() if path == "ddpm" else Linear()
+    denoiser = MixtureDenoiser(Gaussian(schedule), torch.ones(len(means)), means / unit, stds=widths / unit)
+    generator = torch.Generator().manual_seed(100 + first_seed)
+    x = torch.randn(count, means.shape[1], generator=generator, dtype=DOUBLE)
+    grid = make_grid("logsnr", schedule, 100, logsnr_min=-11.0, logsnr_max=14.0)
+    return Case(path, schedule, denoiser, x, sample(make_plan("dpmpp_3s", schedule, grid), denoiser, x))
+
+
+def peers_ddpm() -> dict[str, tuple[str, int, dict[str, Any]]]:
+    """name: (diffusers class, evaluations a step, options)."""
+    grids = {"linspace": {}, "karras": {"use_karras_sigmas": True}, "exponential": {"use_exponential_sigmas": True}}
+    rows: dict[str, tuple[str, int, dict[str, Any]]] = {"DDIM": ("DDIMScheduler", 1, {"clip_sample": False}),
+        "PNDM": ("PNDMScheduler", 1, {"skip_prk_steps": True})}  # fmt: skip
+    for name, options in grids.items():
+        for title, cls, evaluations, more in (
+            ("Euler", "EulerDiscreteScheduler", 1, {}), ("Heun", "HeunDiscreteScheduler", 2, {}),
+            ("LMS", "LMSDiscreteScheduler", 1, {}), ("2M", "DPMSolverMultistepScheduler", 1, {}),
+            ("3M", "DPMSolverMultistepScheduler", 1, {"solver_order": 3}),
+            ("UniPC-2", "UniPCMultistepScheduler", 1, {}), ("UniPC-3", "UniPCMultistepScheduler", 1, {"solver_order": 3}),
+            ("DEIS-2", "DEISMultistepScheduler", 1, {}), ("DEIS-3", "DEISMultistepScheduler", 1, {"solver_order": 3}),
+        ):  # fmt: skip
+            rows[f"{title} {name}"] = (cls, evaluations, {**more, **options})
+    return {f"diffusers {name}": (cls, evaluations, {**BETAS, **options}) for name, (cls, evaluations, options) in rows.items()}
+
+
+def peers_flow() -> dict[str, tuple[str, int, dict[str, Any]]]:
+    rows: dict[str, tuple[str, int, dict[str, Any]]] = {}
+    for shift in (1.0, 2.0, 3.0):
+        rows[f"FlowMatchEuler shift {shift:g}"] = ("FlowMatchEulerDiscreteScheduler", 1, {"shift": shift})
+        rows[f"FlowMatchHeun shift {shift:g}"] = ("FlowMatchHeunDiscreteScheduler", 2, {"shift": shift})
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+        third = {"solver_order": 3}
+        for title, cls, more in (
+            ("2M", "DPMSolverMultistepScheduler", {}), ("3M", "DPMSolverMultistepScheduler", third),
+            ("UniPC-2", "UniPCMultistepScheduler", {}), ("UniPC-3", "UniPCMultistepScheduler", third),
+            ("DEIS-3", "DEISMultistepScheduler", third),
+        ):  # fmt: skip
+            rows[f"{title} flow shift {shift:g}"] = (cls, 1, {**flow, **more})
+    return {f"diffusers {name}": row for name, row in rows.items()}
+
+
+def with_diffusers(found: Case, row: tuple[str, int, dict[str, Any]], budget: int) -> Tensor:
+    """The final samples of a diffusers sampler that may ask `budget` times."""
+    import diffusers
+
+    cls, evaluations, options = row
+    stepper = getattr(diffusers, cls)(**options)
+    stepper.set_timesteps(budget if evaluations == 1 else (budget + 1) // 2)
+    flow = found.path == "flow"
+    wide = not flow and float(stepper.init_noise_sigma) > 1.5  # its x is y = x/α
+    table = Table.linear()
+    x = found.x.float()
+    if wide:
+        x = x / float(table.alpha(1.0))
+    x = x[..., None, None]
+    for t in stepper.timesteps:
+        given = stepper.scale_model_input(x, t) if hasattr(stepper, "scale_model_input") else x
+        flat = given.to(DOUBLE)[..., 0, 0]
+        if flow:
+            sigma = float(stepper.sigmas[stepper.step_index or 0])
+            clean = found.at(flat / (1.0 - sigma), sigma / (1.0 - sigma)) if sigma < 1.0 else torch.zeros_like(flat)
+            out = (flat - clean) / sigma
+        else:
+            if getattr(stepper, "sigmas", None) is not None:
+                place = stepper.step_index if stepper.step_index is not None else stepper.index_for_timestep(t)
+                level = float(stepper.sigmas[place])
+            else:
+                level = math.exp(-0.5 * float(table.logsnr((float(t) + 1.0) / 1000)))
+            y = flat * math.sqrt(1.0 + level * level)
+            out = (y - found.at(y, level)) / level
+        x = stepper.step(out.float()[..., None, None], t, x, return_dict=False)[0]
+    return x[..., 0, 0]
+
+
+def k_diffusion_peers() -> dict[str, Callable[[Case, int], Tensor]]:
+    try:
+        from k_diffusion import sampling as k  # type: ignore[import-not-found]
+    except ImportError:
+        return {}
+    low, high = (math.exp(-0.5 * float(Table.linear().logsnr(t))) for t in (1 / 1000, 1.0))
+
+    def run(name: str, grid: str, evaluations: int, options: dict[str, Any]) -> Callable[[Case, int], Tensor]:
+        def go(found: Case, budget: int) -> Tensor:
+            steps = budget if evaluations == 1 else (budget + 1) // 2
+            sigmas = getattr(k, f"get_sigmas_{grid}")(steps, low, high).to(DOUBLE)
+            start = found.x / float(Table.linear().alpha(1.0))
+            result: Tensor = getattr(k, f"sample_{name}")(
+                lambda x, s, **_: found.at(x, float(s[0] if s.ndim else s)), start, sigmas, disable=True, **options
+            )
+            return result
+
+        return go
+
+    rows = {}
+    for grid in ("karras", "exponential"):
+        for name, evaluations in (("euler", 1), ("heun", 2), ("dpm_2", 2), ("lms", 1), ("dpmpp_2m", 1), ("dpmpp_3m_sde", 1)):
+            options = {"eta": 0.0, "noise_sampler": lambda *_: torch.zeros(())} if name.endswith("sde") else {}
+            rows[f"k-diffusion {name} {grid}"] = run(name, grid, evaluations, options)
+    return rows
+
+
+def peer_errors(found: Case, budget: int) -> dict[str, float]:
+    errors = {}
+    for name, row in (peers_ddpm() if found.path == "ddpm" else peers_flow()).items():
+        try:
+            errors[name] = found.error(with_diffusers(found, row, budget))
+        except ImportError:  # diffusers' LMS wants scipy; k-diffusion's does too
+            continue
+    if found.path == "ddpm":
+        for name, go in k_diffusion_peers().items():
+            errors[name] = found.error(go(found, budget))
+    return errors
+
+
+def ours(found: Case, budget: int) -> float:
+    plan = make_plan("auto", found.schedule, make_grid("auto", found.schedule, budget))
+    assert plan.nfe == budget
+    return found.error(sample(plan, found.denoiser, found.x))
+
+
+def fitted(name: str, path: str, found: Case, budget: int, minutes: float) -> float:
+    """The error on `found`'s noises of a plan learned from others."""
+    other = case(name, path, first_seed=1)
+    count = max(32, min(256, 2048 // other.x.shape[1]))
+    problem = Problem(found.denoiser, other.x[:count], other.fine[:count])
+    grid = make_grid("auto", found.schedule, budget)
+    start = make_plan("auto", found.schedule, grid)
+    learned = fit([problem], found.schedule, grid, sampler="exp_adams", start=start, minutes=minutes)
+    return error(learned.plan, [Problem(found.denoiser, found.x, found.fine)])
+
+
+def measure(names: list[str], budgets: tuple[int, ...], minutes: float) -> list[dict[str, Any]]:
+    rows = []
+    for name in names:
+        for path in ("ddpm", "flow"):
+            found = case(name, path)
+            for budget in budgets:
+                peers = peer_errors(found, budget)
+                best = min((value, key) for key, value in peers.items() if not math.isnan(value))
+                row = {"target": name, "path": path, "nfe": budget, "auto": ours(found, budget), "best_peer": best[0],
+                       "which": best[1], "peers": peers}  # fmt: skip
+                if budget in FITTED and minutes:
+                    row["fit"] = fitted(name, path, found, budget, minutes)
+                rows.append(row)
+                print(line(row), flush=True)
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    learned = f"  fit {row['fit']:.4f} ({row['fit'] / row['best_peer']:.2f})" if "fit" in row else ""
+    return (f"{row['target']:>8} {row['path']:>5} {row['nfe']:>3}  auto {row['auto']:.4f} ({row['auto'] / row['best_peer']:.2f})"
+            f"{learned}  best peer {row['best_peer']:.4f} {row['which']}")  # fmt: skip
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    ratios = {f"auto/best peer at {n}": statistics.geometric_mean([r["auto"] / r["best_peer"] for r in rows if r["nfe"] == n])
+              for n in sorted({r["nfe"] for r in rows})}  # fmt: skip
+    single: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row["peers"].items():
+            single.setdefault(f"{row['path']}: {name}", []).append(row["auto"] / value if value == value else 0.0)
+    learned = [row["fit"] / row["best_peer"] for row in rows if "fit" in row]
+    return {
+        "geometric mean": ratios,
+        "auto at least as good": f"{sum(r['auto'] <= r['best_peer'] for r in rows)} of {len(rows)}",
+        "a single peer setting better on average (geometric)": sorted(
+            name for name, values in single.items() if min(values) > 0.0 and statistics.geometric_mean(values) > 1.0
+        ),
+        "fit at most half": f"{sum(ratio <= 0.5 for ratio in learned)} of {len(learned)}",
+    }
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["target"] for row in rows))
+    figure, axes = pyplot.subplots(2, len(names), figsize=(3.2 * len(names), 6), squeeze=False, sharex=True)
+    for column, name in enumerate(names):
+        for axis, path in zip(axes[:, column], ("ddpm", "flow"), strict=True):
+            own = [row for row in rows if (row["target"], row["path"]) == (name, path)]
+            budgets = [row["nfe"] for row in own]
+            for peer in own[0]["peers"]:
+                axis.loglog(budgets, [row["peers"][peer] for row in own], color="0.8", linewidth=0.8)
+            axis.loglog(budgets, [row["best_peer"] for row in own], "k--", label="best peer of each budget")
+            axis.loglog(budgets, [row["auto"] for row in own], "C0o-", label="unfog auto")
+            learned = [row for row in own if "fit" in row]
+            axis.loglog([row["nfe"] for row in learned], [row["fit"] for row in learned], "C3^", label="unfog fit")
+            axis.set_title(f"{name}, {path}")
+            axis.set_xticks(budgets, [str(budget) for budget in budgets], minor=False)
+            axis.minorticks_off()
+    axes[0, 0].legend(fontsize=7)
+    axes[1, 0].set_xlabel("network evaluations")
+    axes[0, 0].set_ylabel("error")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--budgets", nargs="*", type=int, default=list(BUDGETS))
+    parser.add_argument("--fit-minutes", type=float, default=3.0, help="for each fitted plan; 0 leaves fit out")
+    parser.add_argument("--plot", action="store_true", help="also write samplers.png")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "samplers.json")
+    asked = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    began = time.time()
+    rows = measure(asked.targets, tuple(asked.budgets), asked.fit_minutes)
+    result = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "peers": versions(),
+              "seconds": round(time.time() - began), "summary": summary(rows), "rows": rows}  # fmt: skip
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["summary"], indent=1))
+    if asked.plot:
+        plot(rows, asked.out.with_suffix(".png"))
+
+
+def versions() -> dict[str, str]:
+    import diffusers
+
+    return {"diffusers": diffusers.__version__, "k-diffusion": "sampling.py" if k_diffusion_peers() else "absent"}
+
+
+if __name__ == "__main__":
+    main()
