@@ -119,9 +119,10 @@ def reference():
 @deterministic
 @pytest.mark.parametrize("schedule", [SCHEDULES["linear"], SCHEDULES["table"]], ids=["linear", "table"])
 def test_observed_order_is_the_declared_one(name, options, schedule, reference):
+    slow = name == "lms" or options.get("variable") == "own"  # polynomials in σ/α or α/σ come to their order later
     errors = [
         (walk(name, schedule, steps, start(100), **options) - reference).norm(dim=1).median().item()
-        for steps in (24, 48, 96)
+        for steps in ((96, 192) if slow else (48, 96))
     ]
     slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
     assert abs(slopes[-1] - ORDER.get((name, str(options)), SAMPLERS[name].order)) < 0.2, (slopes, errors)
