@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.diffusion import Gaussian, Noise, Plan, make_grid, make_plan, process_from_config, run
-from unfog.diffusion.denoisers import OneByOne, Preconditioned
+from unfog.diffusion.denoisers import OneByOne, Preconditioned, one_thread
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.samplers import SAMPLERS, sampler_name
 from unfog.errors import UserError, unknown
@@ -199,7 +199,8 @@ class Model:
         """One batch of (prompt, style, seed): yields evaluations done, at last with the pictures (B, H, W, 4)."""
         strict = bool(settings.get("strict"))
         if strict:  # the text encoder's last bits, too, depend on what else is in its batch
-            alone = [self.condition([p], [s]) for p, s, _ in items]
+            with one_thread():
+                alone = [self.condition([p], [s]) for p, s, _ in items]
             cond = {key: torch.cat([one[key] for one in alone]) for key in alone[0]}
         else:
             cond = self.condition([p for p, _, _ in items], [s for _, s, _ in items])
@@ -226,8 +227,9 @@ class Model:
         total = plan.nfe * len(wanted)
         learned = self.plan_hash(settings["sampler"])
         extra = {"plan": learned} if learned else {}
-        for first in range(0, len(wanted), request.batch):
-            part = wanted[first : first + request.batch]
+        size = 1 if request.strict else request.batch  # each alone: then nothing can depend on the others
+        for first in range(0, len(wanted), size):
+            part = wanted[first : first + size]
             start = time.perf_counter()
             for nfe, pictures in self._sample([(p, request.style, s) for p, s in part], request.negative, settings, plan):
                 if pictures is None:

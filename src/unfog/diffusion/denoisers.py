@@ -10,7 +10,8 @@ Source: Karras et al. 2022, arXiv:2206.00364, eq. 7 (form) and appendix B.3 (dat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -123,6 +124,17 @@ class Preconditioned:
         return out + expand(c_skip, x_t) * x_t
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread inside, as before afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class OneByOne:
     """The same denoiser asked item by item on one thread, so that no bit depends on the batch or on the threads.
 
@@ -138,12 +150,8 @@ class OneByOne:
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Tensor:
         """x0 (B, *D)."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             return torch.cat([self.denoiser(x_t[i : i + 1], *_item(t, cond, i, len(x_t))) for i in range(len(x_t))])
-        finally:
-            torch.set_num_threads(threads)
 
 
 def _item(t: float | Tensor, cond: Cond | None, i: int, batch: int) -> tuple[float | Tensor, Cond | None]:
