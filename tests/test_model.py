@@ -221,8 +221,8 @@ def test_a_card_from_nowhere(copy):
 def test_unknown_names_come_with_the_nearest(model):
     with pytest.raises(UserError, match="style: 'rond' is unknown; did you mean round"):
         model.generate("a red apple", style="rond")
-    with pytest.raises(UserError, match="sampler: 'dpmpp_2n' is unknown; did you mean dpmpp_2m"):
-        model.generate("a red apple", sampler="dpmpp_2n")
+    with pytest.raises(UserError, match="sampler: 'dpmpp_2mm' is unknown; did you mean dpmpp_2m"):
+        model.generate("a red apple", sampler="dpmpp_2mm")
     with pytest.raises(UserError, match="did you mean steps"):
         model.generate("a red apple", stps=3)
     with pytest.raises(UserError, match="model: 'no-such-model' is unknown"):
