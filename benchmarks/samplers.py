@@ -3,14 +3,15 @@
     pip install -e '.[bench]' && python benchmarks/samplers.py [--model emoji-64] [--plot]
     writes benchmarks/results/samplers.json (and samplers.png)
 
-Targets: Gaussian mixtures whose denoiser is exact. "ring" (d 2) and "power" (d 64) are those that the peers' errors were first
-measured on; "curve" (d 16, narrow), "points" (d 3, twelve points) and "field" (d 256, picture-like spectrum) were fixed before
-any sampler of ours was tried on them. "points" then showed that the population of tools/tune_auto.py lacked narrow modes; with
-them added, "moons" (d 2), "sparse" (d 32) and "onehot" (d 10, ten near-points) were fixed before the next look. Two paths: the DDPM table (linear betas) and rectified flow. Error: mean over noises of
-|x − x_fine|/(data's standard deviation·√d); x_fine is a solution with 300 third-order steps from the same noise. Peers run their
-own code in their own coordinates with several grids each, of which the best counts, target by target and budget by budget: a
-choice that their users cannot make. Ours is one rule for all ("auto": grid and weights by budget only). `fit` learns from noises
-that it is not tested on. k-diffusion is optional: used if `import k_diffusion` works.
+Targets (sampler_targets.py): Gaussian mixtures whose denoiser is exact. "ring" (d 2) and "power" (d 64) are those that the
+peers' errors were first measured on; "curve" (d 16, narrow), "points" (d 3, twelve points) and "field" (d 256, picture-like
+spectrum) were fixed before any sampler of ours was tried on them. "points" then showed that the population of
+tools/tune_auto.py lacked narrow modes; with them added, "moons" (d 2), "sparse" (d 32) and "onehot" (d 10, ten near-points)
+were fixed before the next look. Two paths: the DDPM table (linear betas) and rectified flow. Error: mean over noises of
+|x − x_fine|/(data's standard deviation·√d); x_fine is a solution with 300 third-order evaluations (a model: 120) from the same
+noise. Peers run their own code in their own coordinates with several grids each, of which the best counts, target by target
+and budget by budget: a choice that their users cannot make. Ours is one rule for all ("auto": grid and weights by budget only).
+`fit` learns from noises that it is not tested on. k-diffusion is optional: used if `import k_diffusion` works.
 """
 
 from __future__ import annotations
@@ -25,120 +26,20 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from sampler_targets import DOUBLE, TARGETS, Case, case
 from torch import Tensor
 
-from unfog.diffusion import Gaussian, MixtureDenoiser, Problem, fit, make_grid, make_plan, sample
+from unfog.diffusion import Problem, fit, make_grid, make_plan, sample
 from unfog.diffusion.fit import error
-from unfog.diffusion.schedules import EDM, Linear, Table
+from unfog.diffusion.schedules import Table
 
 BUDGETS = (5, 8, 10, 15, 20)
 FITTED = (5, 8)
 BETAS: dict[str, Any] = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
-DOUBLE = torch.float64
-
-
-def ring() -> tuple[Tensor, Tensor]:
-    angle = torch.arange(8) * math.pi / 4
-    return 1.3 * torch.stack([angle.cos(), angle.sin()], 1), torch.full((8, 2), 0.15)
-
-
-def power() -> tuple[Tensor, Tensor]:
-    rank = torch.arange(1, 65).to(DOUBLE)
-    means = torch.randn(12, 64, generator=torch.Generator().manual_seed(0), dtype=DOUBLE) * rank.pow(-0.75)
-    widths = torch.linspace(0.5, 1.5, 12, dtype=DOUBLE)[:, None].sqrt() * (0.6 / rank)
-    return means, widths
-
-
-def curve() -> tuple[Tensor, Tensor]:
-    u = torch.linspace(0, 1, 40, dtype=DOUBLE)
-    helix = torch.stack([(4 * math.pi * u).cos(), (4 * math.pi * u).sin(), 2 * u - 1], 1)
-    basis, _ = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(11), dtype=DOUBLE))
-    return helix @ basis.T, torch.full((40, 16), 0.05)
-
-
-def points() -> tuple[Tensor, Tensor]:
-    return torch.randn(12, 3, generator=torch.Generator().manual_seed(12), dtype=DOUBLE), torch.full((12, 3), 1e-6)
-
-
-def field() -> tuple[Tensor, Tensor]:
-    frequency = torch.fft.fftfreq(16, dtype=DOUBLE) * 16
-    radius = (frequency[:, None] ** 2 + frequency[None] ** 2).sqrt().clamp_min(1).flatten()
-    means = 1.2 * torch.randn(4, 256, generator=torch.Generator().manual_seed(13), dtype=DOUBLE) / radius
-    return means, torch.linspace(0.6, 1.4, 4, dtype=DOUBLE)[:, None].sqrt() / radius
-
-
-def moons() -> tuple[Tensor, Tensor]:
-    angle = math.pi * torch.linspace(0, 1, 30, dtype=DOUBLE)
-    upper, lower = torch.stack([angle.cos(), angle.sin()], 1), torch.stack([1 - angle.cos(), 0.5 - angle.sin()], 1)
-    return torch.cat([upper, lower]), torch.full((60, 2), 0.07)
-
-
-def sparse() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(14)
-    kept = torch.rand(20, 32, generator=generator).argsort(1) < 4
-    return torch.randn(20, 32, generator=generator, dtype=DOUBLE) * kept, torch.full((20, 32), 0.1)
-
-
-def onehot() -> tuple[Tensor, Tensor]:
-    return 3.0 * torch.eye(10, dtype=DOUBLE), torch.full((10, 10), 0.02)
-
-
-TARGETS: dict[str, tuple[Callable[[], tuple[Tensor, Tensor]], int]] = {
-    "ring": (ring, 512), "power": (power, 192), "curve": (curve, 192), "points": (points, 384), "field": (field, 64),
-    "moons": (moons, 512), "sparse": (sparse, 192), "onehot": (onehot, 256),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """One target on one path. at(y, level): E[x0] for y = x/α (B, d) float64 at σ/α = level; x (B, d): the start."""
-
-    path: str
-    schedule: Any
-    denoiser: MixtureDenoiser
-    x: Tensor
-    fine: Tensor
-
-    def at(self, y: Tensor, level: float) -> Tensor:
-        t = float(self.schedule.time(-2.0 * math.log(level)))
-        # Outside the schedule's range the exact denoiser is asked on another: E[x0 | y, σ/α] does not know the schedule.
-        return MixtureAt(self.denoiser)(y, level) if not 0.0 < t <= 1.0 else self.denoiser(y * float(self.schedule.alpha(t)), t)
-
-    def error(self, x: Tensor) -> float:
-        gap = (x.to(DOUBLE) - self.fine).norm(dim=1) / math.sqrt(x.shape[1])
-        return float(gap.mean()) if bool(gap.isfinite().all()) else math.nan
-
-
-class MixtureAt:
-    """The exact denoiser at any level, through a wider schedule."""
-
-    def __init__(self, denoiser: MixtureDenoiser) -> None:
-        self.schedule = EDM(sigma_max=1e7)
-        self.inner = MixtureDenoiser.__new__(MixtureDenoiser)
-        self.inner.__dict__.update(denoiser.__dict__)
-        self.inner.process = Gaussian(self.schedule)
-
-    def __call__(self, y: Tensor, level: float) -> Tensor:
-        return self.inner(y, float(self.schedule.time(-2.0 * math.log(level))))
-
-
-def case(name: str, path: str, first_seed: int = 0) -> Case:
-    """A target scaled to mean 0 and standard deviation 1, its noises and where they lead."""
-    make, count = TARGETS[name]
-    means, widths = (value.to(DOUBLE) for value in make())
-    means = means - means.mean(0)
-    unit = ((means**2).mean(0) + (widths**2).mean(0)).mean().sqrt()
-    schedule = Table.linear() if path == "ddpm" else Linear()
-    denoiser = MixtureDenoiser(Gaussian(schedule), torch.ones(len(means)), means / unit, stds=widths / unit)
-    generator = torch.Generator().manual_seed(100 + first_seed)
-    x = torch.randn(count, means.shape[1], generator=generator, dtype=DOUBLE)
-    grid = make_grid("logsnr", schedule, 100, logsnr_min=-11.0, logsnr_max=14.0)
-    return Case(path, schedule, denoiser, x, sample(make_plan("dpmpp_3s", schedule, grid), denoiser, x))
 
 
 def peers_ddpm() -> dict[str, tuple[str, int, dict[str, Any]]]:
@@ -187,13 +88,15 @@ def with_diffusers(found: Case, row: tuple[str, int, dict[str, Any]], budget: in
     x = found.x.float()
     if wide:
         x = x / float(table.alpha(1.0))
-    x = x[..., None, None]
+    flat_data = x.ndim == 2
+    if flat_data:
+        x = x[..., None, None]
     for t in stepper.timesteps:
         given = stepper.scale_model_input(x, t) if hasattr(stepper, "scale_model_input") else x
-        flat = given.to(DOUBLE)[..., 0, 0]
+        flat = given.to(DOUBLE)[..., 0, 0] if flat_data else given.to(DOUBLE)
         if flow:
             sigma = float(stepper.sigmas[stepper.step_index or 0])
-            clean = found.at(flat / (1.0 - sigma), sigma / (1.0 - sigma)) if sigma < 1.0 else torch.zeros_like(flat)
+            clean = found.at(flat / (1.0 - sigma), sigma / (1.0 - sigma)) if sigma < 1.0 else found.at(flat, math.inf)
             out = (flat - clean) / sigma
         else:
             if getattr(stepper, "sigmas", None) is not None:
@@ -203,8 +106,9 @@ def with_diffusers(found: Case, row: tuple[str, int, dict[str, Any]], budget: in
                 level = math.exp(-0.5 * float(table.logsnr((float(t) + 1.0) / 1000)))
             y = flat * math.sqrt(1.0 + level * level)
             out = (y - found.at(y, level)) / level
-        x = stepper.step(out.float()[..., None, None], t, x, return_dict=False)[0]
-    return x[..., 0, 0]
+        out = out.float()[..., None, None] if flat_data else out.float()
+        x = stepper.step(out, t, x, return_dict=False)[0]
+    return x[..., 0, 0] if flat_data else x
 
 
 def k_diffusion_peers() -> dict[str, Callable[[Case, int], Tensor]]:
@@ -256,7 +160,7 @@ def ours(found: Case, budget: int) -> float:
 def fitted(name: str, path: str, found: Case, budget: int, minutes: float) -> float:
     """The error on `found`'s noises of a plan learned from others."""
     other = case(name, path, first_seed=1)
-    count = max(32, min(256, 2048 // other.x.shape[1]))
+    count = max(8, min(256, 2048 // other.x[0].numel()))
     problem = Problem(found.denoiser, other.x[:count], other.fine[:count])
     grid = make_grid("auto", found.schedule, budget)
     start = make_plan("auto", found.schedule, grid)
@@ -336,6 +240,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--model", help="also (or with an empty --targets only) on a model folder, or a shipped model by name")
     parser.add_argument("--budgets", nargs="*", type=int, default=list(BUDGETS))
     parser.add_argument("--fit-minutes", type=float, default=3.0, help="for each fitted plan; 0 leaves fit out")
     parser.add_argument("--plot", action="store_true", help="also write samplers.png")
@@ -345,7 +250,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     began = time.time()
-    rows = measure(asked.targets, tuple(asked.budgets), asked.fit_minutes)
+    rows = measure([*asked.targets, *([asked.model] if asked.model else [])], tuple(asked.budgets), asked.fit_minutes)
     result = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "peers": versions(),
               "seconds": round(time.time() - began), "summary": summary(rows), "rows": rows}  # fmt: skip
     asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -160,7 +160,8 @@ class Model:
                     f"steps: {name} is a plan of {plan.nfe} evaluations, not {steps}; leave steps out or learn another"
                 )
             return plan
-        return make_plan(name, schedule, make_grid("logsnr", schedule, steps or self.defaults["steps"]))
+        grid = "auto" if name == "auto" else "logsnr"  # auto's weights were learned for its own levels
+        return make_plan(name, schedule, make_grid(grid, schedule, steps or self.defaults["steps"]))
 
     def condition(self, prompts: Sequence[str], styles: Sequence[str | None]) -> dict[str, Tensor]:
         """Conditions of (prompt, style) pairs; a style of None is the learnt "any style"."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import numpy as np
 
@@ -133,3 +134,8 @@ def keep(nodes: Nodes, i: int, form: str, eta: float = 0.0, j: int | None = None
         return factor, 0.0
     loss = eta * width(nodes, i, j)
     return factor * math.exp(-loss), float(nodes.sigma[last]) * math.sqrt(-math.expm1(-2.0 * loss))
+
+
+def added(terms: Sequence[float], others: Sequence[float], factor: float) -> list[float]:
+    """terms + factor·others; the shorter one goes on with zeros."""
+    return [a + factor * b for a, b in zip_longest(terms, others, fillvalue=0.0)]

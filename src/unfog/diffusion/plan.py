@@ -8,19 +8,14 @@ Row i evaluates D_i = denoise(x, t_i), remembers H_i and then applies two affine
 
 The coefficients are float64 on the host, made once from a schedule and a grid. What the two maps carry:
 
-- one evaluation a step (Euler, DDIM, DDPM, DPM-Solver++ multistep, DEIS, LMS): `base` takes the step, x =
-base;
-- single-step solvers (Heun, DPM-Solver-2S/3S): a stage leaves `base` and moves x; the last row of a step
-moves `base`;
-- predictor–corrector (UniPC, SA): row i first corrects `base` at t_i with D_i, then x predicts t_{i+1} from it;
-  noise that both share is a part of `base` (c divided by the next A);
-- churn and restart: forward noise is a part of the row before, which then lands at the raised level (t rises
-to it);
-- noise inside a single-step stage (SDE-DPM-Solver++): with a = 1 the stage adds its Brownian part to `base`,
-and the closing row scales it on, so the two draws are increments of one path.
+- one evaluation a step (Euler, DDIM, DDPM, DPM-Solver++ multistep, DEIS, LMS): `base` takes the step, x = base;
+- predictor–corrector (UniPC, SA): the same, since what the corrector changes is a sum of results, too;
+- single-step solvers (Heun, DPM-Solver-2S/3S): a stage leaves `base` and moves x; the last row of a step moves `base`;
+- churn and restart: forward noise is a part of the row before, which then lands at the raised level (t rises to it);
+- noise inside a single-step stage (SDE-DPM-Solver++): with a = 1 the stage adds its Brownian part to `base`, and the
+  closing row scales it on, so the two draws are increments of one path.
 
-Source: the general form follows from Lu et al. 2022, arXiv:2211.01095, and Zhao et al. 2023,
-arXiv:2302.04867.
+Source: the general form follows from Lu et al. 2022, arXiv:2211.01095, and Zhao et al. 2023, arXiv:2302.04867.
 """
 
 from __future__ import annotations

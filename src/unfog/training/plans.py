@@ -23,7 +23,7 @@ from unfog.requests import FitRequest
 
 FINE_STEPS = 60
 CHUNK = 16  # pictures in one call of the network
-STARTS = [("deis", "exponential"), ("deis", "logsnr"), ("exp_adams", "exponential"), ("exp_adams", "logsnr")]
+STARTS = [("auto", "auto"), ("deis", "exponential"), ("deis", "logsnr"), ("exp_adams", "exponential"), ("exp_adams", "logsnr")]
 Asked = list[tuple[str, str | None]]
 
 
@@ -97,15 +97,16 @@ def learn_plan(request: FitRequest, each: Callable[[int, float], None] | None = 
         starts = {(s, g): make_plan(s, schedule, make_grid(g, schedule, request.nfe)) for s, g in STARTS}
         sampler, grid = min(starts, key=lambda start: error(starts[start], learn))
         learned = fit(
-            learn, schedule, make_grid(grid, schedule, request.nfe), sampler=sampler, minutes=request.minutes, each=each
-        )
+            learn, schedule, make_grid(grid, schedule, request.nfe), sampler="exp_adams" if sampler == "auto" else sampler,
+            start=starts[sampler, grid] if sampler == "auto" else None, minutes=request.minutes, each=each,
+        )  # fmt: skip
         usual = model.defaults["sampler"] if model.defaults["sampler"] not in model.plans else "dpmpp_2m"
-        default = make_plan(usual, schedule, make_grid("logsnr", schedule, request.nfe))
+        default = model.plan(usual, request.nfe)
         report = {
             "name": name, "nfe": request.nfe, "start": f"{sampler} on {grid}", "rounds": learned.rounds,
             "seconds": round(learned.seconds, 1), "seeds": request.seeds, "error_learnt_on": round(learned.error, 5),
             "error_held_out": round(error(learned.plan, test), 5), "start_held_out": round(error(starts[sampler, grid], test), 5),
-            "default": f"{usual} on logsnr", "default_held_out": round(error(default, test), 5),
+            "default": usual, "default_held_out": round(error(default, test), 5),
         }  # fmt: skip
     add_plan(model.folder, out, name, {"plan": learned.plan.to_dict(), "scale": scale, "report": report})
     return {**report, "model": str(out)}

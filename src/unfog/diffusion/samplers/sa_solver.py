@@ -2,6 +2,7 @@
 
     predict  x_j = A·x̄_i + Σ_k W_k·D_{i−k} + C·z,   A = (σ_j/σ_i)·e^{−τ²h},  C = σ_j·√(1 − e^{−2τ²h})
     correct  x̄_j = A·x̄_i + W′·D_j + Σ_k W′_k·D_{i−k} + C·z        W, W′: multistep.py with eta = τ²
+    so       x̄_j = x_j + W′·D_j + Σ_k (W′_k − W_k)·D_{i−k}, which enters the next prediction, as in UniPC
 
 order 1 in law at τ > 0 (τ = 0: the larger of `order` and `corrector`, at most `order` + 1) · 1 NFE a step · stochastic
 · also known as: SASolver; τ = 0: UniPC with exact weights · not to be confused with: SDE-DPM++ (no corrector)
@@ -15,7 +16,7 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.multistep import keep, weights
+from unfog.diffusion.multistep import added, keep, weights
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule
@@ -34,20 +35,19 @@ def plan(schedule: Schedule, grid: np.ndarray, tau: float = 1.0, order: int = 2,
     nodes, eta = Nodes.of(schedule, grid), tau * tau
     rows: list[Row] = []
     known: list[int] = []
-    correct: tuple[float, list[float]] = (1.0, [])
+    change: list[float] = []  # x̄ − x at the node, on the results, newest first
     for i in range(nodes.steps):
         time = float(nodes.t[i])
         if not (math.isfinite(nodes.half[i]) and math.isfinite(nodes.half[i + 1])):
             scale, only, _ = nodes.first_order(i)
-            rows.append(Row(time, correct[0], correct[1], 0.0, scale, (only,)))
-            known, correct = [], (scale, [0.0, only])
+            rows.append(Row(time, scale, added([only], change, scale)))
+            known, change = [], []
             continue
         known = [i, *known][: max(order, corrector)]
         scale, new = keep(nodes, i, "x0", eta)
         look = weights(nodes, i, known[:order], "x0", eta=eta)
-        rows.append(Row(time, correct[0], correct[1], new / scale, scale, look))
-        behind = [0.0, *look]
+        rows.append(Row(time, scale, added(look, change, scale), new))
         if corrector:
-            behind = weights(nodes, i, [i + 1, *known][:corrector], "x0", eta=eta)
-        correct = (scale, behind)
+            better = weights(nodes, i, [i + 1, *known][:corrector], "x0", eta=eta)
+            change = added(better, [0.0, *look], -1.0)
     return Plan.of("sa_solver", rows, float(nodes.t[-1]))

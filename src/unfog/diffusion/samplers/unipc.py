@@ -2,6 +2,7 @@
 
     predict  x_j = (σ_j/σ_i)·x̄_i + Σ_k W_k·D_{i−k}            polynomial through `order` results
     correct  x̄_j = (σ_j/σ_i)·x̄_i + W′·D_j + Σ_k W′_k·D_{i−k}    and one more, at λ_j itself
+    so       x̄_j = x_j + W′·D_j + Σ_k (W′_k − W_k)·D_{i−k}     which enters the next prediction: one map a step
 
 order `order` + 1 (the corrector's; 3 by default), in x0 form · 1 NFE a step · deterministic · also known as: UniPC-p, bh1, bh2;
 without the corrector UniP-p · not to be confused with: PECE methods, which evaluate again after correcting
@@ -16,7 +17,7 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.multistep import check_choice, keep, moment, weights, width
+from unfog.diffusion.multistep import added, check_choice, keep, moment, weights, width
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule
@@ -49,23 +50,20 @@ def plan(
     nodes = Nodes.of(schedule, grid)
     rows: list[Row] = []
     known: list[int] = []  # nodes whose D is remembered and finite in λ, newest first
-    correct: tuple[float, list[float]] = (1.0, [])
+    change: list[float] = []  # x̄ − x at the node, on the results, newest first
     for i in range(nodes.steps):
         time = float(nodes.t[i])
         if not (math.isfinite(nodes.half[i]) and math.isfinite(nodes.half[i + 1])):
             scale, only, _ = nodes.first_order(i)
-            rows.append(Row(time, correct[0], correct[1], 0.0, scale, (only,)))
-            known, correct = [], (scale, [0.0, only])
+            rows.append(Row(time, scale, added([only], change, scale)))
+            known, change = [], []
             continue
         known = [i, *known][:order]
         used = known[: nodes.steps - i] if ramp_down else known
         scale, _ = keep(nodes, i, "x0")
         look = _fixed(nodes, i, used[1], kind) if len(used) == 2 else weights(nodes, i, used, "x0")
-        rows.append(Row(time, correct[0], correct[1], 0.0, scale, look))
-        if not corrector:
-            correct = (scale, [0.0, *look])
-        elif len(used) == 1:
-            correct = (scale, _fixed(nodes, i, i + 1, kind)[::-1])
-        else:
-            correct = (scale, weights(nodes, i, [i + 1, *used], "x0"))
+        rows.append(Row(time, scale, added(look, change, scale)))
+        if corrector:
+            better = _fixed(nodes, i, i + 1, kind)[::-1] if len(used) == 1 else weights(nodes, i, [i + 1, *used], "x0")
+            change = added(better, [0.0, *look], -1.0)
     return Plan.of("unipc", rows, float(nodes.t[-1]))
