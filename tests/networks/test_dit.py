@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 
+from unfog.diffusion import Gaussian, Noise, Preconditioned, make_grid, make_plan, sample
+from unfog.diffusion.guidance.cfg import ClassifierFree
+from unfog.diffusion.schedules import Cosine
 from unfog.errors import UserError
 from unfog.networks.dit import DiT
 from unfog.networks.rotary import grid_angles, rotate
@@ -96,3 +99,39 @@ def test_position_counts():
 def test_settings_that_do_not_fit(settings):
     with pytest.raises(UserError, match="multiple of"):
         DiT(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"size": 16, "width": 64, "heads": 2}, {"size": 32, "width": 384, "heads": 6}])
+def test_the_same_bits_alone_in_a_batch_in_another_order_and_with_two_threads(settings):
+    """A whole guided sampling. Width 384 has sums of 1,024 numbers, which a plain layer shares among threads."""
+    torch.manual_seed(0)
+    network = DiT(depth=3, text_dim=48, classes=3, **settings)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.03)
+    process = Gaussian(Cosine())
+    denoiser = Preconditioned(network.eval(), process, "v")
+    plan = make_plan("ddpm", process.schedule, make_grid("logsnr", process.schedule, 4))
+    text = torch.randn(7, 5, 48)
+
+    def pictures(items):
+        cond = {"text": text[items], "class": torch.tensor(items) % 3}
+        empty = {"text": torch.zeros(1, 5, 48), "class": torch.tensor([3])}
+        guided = ClassifierFree(denoiser, 3.0, empty)
+        noise = Noise([10 + i for i in items])
+        x = noise.normal((4, settings["size"], settings["size"]), 0)
+        return sample(plan, lambda x, t: guided(x, t, cond), x, noise)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        together = pictures(list(range(7)))
+        assert torch.isfinite(together).all() and together.std() > 0.1
+        assert torch.equal(pictures(list(range(7))[::-1]).flip(0), together)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.equal(pictures(list(range(7))), together), threads
+            for i in (0, 3, 6):
+                assert torch.equal(pictures([i])[0], together[i]), (threads, i)
+    finally:
+        torch.set_num_threads(before)

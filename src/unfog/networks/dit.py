@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unfog.errors import UserError
 from unfog.networks.attention import attend, perturbed
-from unfog.networks.layers import Cond, Conditioning, RMSNorm, SwiGLU, modulate, small, zero_
+from unfog.networks.layers import Cond, Conditioning, RMSNorm, SteadyLinear, SwiGLU, modulate, small, zero_
 from unfog.networks.rotary import grid_angles, rotate
 
 
@@ -80,7 +80,7 @@ class Head(nn.Module):
     def __init__(self, width: int, patch_dim: int) -> None:
         super().__init__()
         self.norm = RMSNorm(width)
-        self.modulation = nn.Linear(width, 2 * width)
+        self.modulation = SteadyLinear(width, 2 * width)
         self.out = nn.Linear(width, patch_dim)
         zero_(self.modulation)
         zero_(self.out)
@@ -122,7 +122,7 @@ class DiT(nn.Module):
         hidden = round(width * 8 / 3 / 32) * 32  # as many weights as a plain layer of 4·width, in whole vector registers
         self.conditioning = Conditioning(width, text_dim, classes)
         self.stem = Stem(channels * patch**2, bottleneck, width, text_dim, registers)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = SteadyLinear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(depth))
         self.skips = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth // 2))
         self.head = Head(width, channels * patch**2)

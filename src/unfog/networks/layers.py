@@ -38,6 +38,27 @@ def small(rows: int, columns: int) -> Tensor:
     return nn.init.uniform_(torch.empty(rows, columns), -0.02 * 3**0.5, 0.02 * 3**0.5)
 
 
+class SteadyLinear(nn.Linear):
+    """A linear map that, while sampling on a CPU, gives an item the same bits in any batch and on any number of threads.
+
+    For vectors (B, in): the matrix product's sums are ordered otherwise for one row than for seven, so each row goes alone.
+    For tokens (B, L, in): long sums are shared among threads, so they are cut where that never happens. Training does neither.
+    """
+
+    CUT, WHOLE = 512, 768  # numbers in a sum: a piece, and the most that stays in one piece (two threads split 1,024)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or x.is_cuda:
+            return super().forward(x)
+        if x.ndim == 2 and len(x) > 1:
+            return torch.cat([self(row[None].clone()) for row in x])  # a copy: aligned like any other tensor
+        if self.in_features <= self.WHOLE:
+            return super().forward(x)
+        pieces = zip(x.split(self.CUT, dim=-1), self.weight.split(self.CUT, dim=1), strict=True)
+        out: Tensor = sum(F.linear(part, weight) for part, weight in pieces)  # type: ignore[assignment]
+        return out if self.bias is None else out + self.bias
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean x² + eps) · weight over the last axis, in float32. Source: arXiv:1910.07467."""
 
@@ -63,9 +84,9 @@ class Conditioning(nn.Module):
     def __init__(self, width: int, text_dim: int = 0, classes: int = 0) -> None:
         super().__init__()
         self.width, self.text_dim, self.classes = width, text_dim, classes
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Sequential(SteadyLinear(width, width), nn.SiLU(), SteadyLinear(width, width))
         self.label = nn.Embedding.from_pretrained(small(classes + 1, width), freeze=False) if classes else None
-        self.pooled = nn.Linear(text_dim, width) if text_dim else None
+        self.pooled = SteadyLinear(text_dim, width) if text_dim else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,7 +123,7 @@ class SwiGLU(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.inner = nn.Linear(dim, 2 * hidden, bias=False)
-        self.out = nn.Linear(hidden, dim, bias=False)
+        self.out = SteadyLinear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.inner(x).chunk(2, dim=-1)
