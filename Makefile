@@ -18,6 +18,7 @@ demo: install
 
 test: install
 	$(BIN)/ruff check src tests tools recipes benchmarks
+	$(BIN)/ruff format --check --quiet src tests tools recipes benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 

@@ -12,15 +12,7 @@ import pytest
 
 import unfog.requests
 from unfog.errors import UserError, unknown
-from unfog.requests import (
-    LARGEST_SEED,
-    EvaluateRequest,
-    GenerateRequest,
-    TrainRequest,
-    check,
-    from_recipe,
-    shown,
-)
+from unfog.requests import LARGEST_SEED, EvaluateRequest, GenerateRequest, TrainRequest, check, from_recipe, shown
 
 HUGE = 10**4000
 
@@ -94,13 +86,7 @@ def test_several_mistakes_are_counted():
 def test_good_values_pass_unchanged():
     request = check(
         GenerateRequest,
-        {
-            "prompts": ["  a red apple "],
-            "seed": np.int64(LARGEST_SEED),
-            "scale": 0,
-            "steps": 1000,
-            "negative": " ",
-        },
+        {"prompts": ["  a red apple "], "seed": np.int64(LARGEST_SEED), "scale": 0, "steps": 1000, "negative": " "},
     )
     assert request.prompts == ["a red apple"]
     assert request.seed == LARGEST_SEED and type(request.seed) is int

@@ -14,15 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from unfog.errors import UserError, shown, unknown
 
@@ -72,16 +64,10 @@ class GenerateRequest(Request):
     )
     style: Name | None = Field(None, description="a style of the model, or leave it out for any style")
     steps: Whole | None = Field(
-        None,
-        ge=1,
-        le=1_000,
-        description="a whole number from 1 to 1000, or leave it out for the model's default",
+        None, ge=1, le=1_000, description="a whole number from 1 to 1000, or leave it out for the model's default"
     )
     scale: Real | None = Field(
-        None,
-        ge=0,
-        le=100,
-        description="a number from 0 to 100 (1 = no guidance), or leave it out for the model's default",
+        None, ge=0, le=100, description="a number from 0 to 100 (1 = no guidance), or leave it out for the model's default"
     )
     n: Whole = Field(1, ge=1, le=10_000, description="a whole number from 1 to 10000, the pictures of each prompt")
     seed: Whole | None = Field(
@@ -92,9 +78,7 @@ class GenerateRequest(Request):
     )
     sampler: Name | None = Field(None, description="a sampler's name, or leave it out for the model's default")
     negative: str | None = Field(
-        None,
-        max_length=LONGEST_PROMPT,
-        description=f"what to avoid, in at most {LONGEST_PROMPT:,} characters",
+        None, max_length=LONGEST_PROMPT, description=f"what to avoid, in at most {LONGEST_PROMPT:,} characters"
     )
     batch: Whole = Field(
         1,
@@ -148,10 +132,7 @@ class TrainRequest(Request):
         None, ge=1, le=100_000_000, description="a whole number from 1, or leave it out for the recipe's own"
     )
     minutes: Real | None = Field(
-        None,
-        gt=0,
-        le=60 * 24 * 365,
-        description="minutes above 0 after which to stop and save, or leave it out",
+        None, gt=0, le=60 * 24 * 365, description="minutes above 0 after which to stop and save, or leave it out"
     )
     resume: bool = Field(False, strict=True, description="true to go on from the last checkpoint in `out`")
 
@@ -280,18 +261,7 @@ def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:
 
     Raises: UserError where the recipe lacks what a picture depends on.
     """
-    needed = (
-        "prompt",
-        "negative",
-        "style",
-        "seed",
-        "sampler",
-        "steps",
-        "scale",
-        "model",
-        "model_hash",
-        "version",
-    )
+    needed = ("prompt", "negative", "style", "seed", "sampler", "steps", "scale", "model", "model_hash", "version")
     missing = [key for key in needed if key not in recipe]
     if missing:
         raise UserError(f"recipe: {', '.join(missing)} missing; give a picture that unfog made")

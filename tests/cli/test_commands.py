@@ -20,9 +20,7 @@ HEAVY = ("torch", "numpy", "PIL", "pydantic", "rich.progress", "safetensors")
 
 
 def python(*words):
-    return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=60, env=ENVIRONMENT
-    )
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["train", "--help"]])
@@ -35,15 +33,11 @@ def test_help_loads_nothing_heavy(words):
 
 
 def test_importing_the_command_line_loads_not_even_cyclopts():
-    done = python(
-        "-c", f"import sys, unfog.cli; print([m for m in {(*HEAVY, 'cyclopts')!r} if m in sys.modules])"
-    )
+    done = python("-c", f"import sys, unfog.cli; print([m for m in {(*HEAVY, 'cyclopts')!r} if m in sys.modules])")
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize(
-    "words", [["nope"], ["--frob"], ["train"], ["train", "a", "b"], ["evaluate"], ["models", "x"]]
-)
+@pytest.mark.parametrize("words", [["nope"], ["--frob"], ["train"], ["train", "a", "b"], ["evaluate"], ["models", "x"]])
 def test_unknown_words_are_one_line(words, unfog_command):
     code, out, err = unfog_command(*words)
     assert (code, out, len(err)) == (2, [], 1)
@@ -53,9 +47,7 @@ def test_unknown_words_are_one_line(words, unfog_command):
 def test_help_and_version(unfog_command):
     code, out, err = unfog_command("--help")
     assert (code, err) == (0, [])
-    assert all(
-        any(f" {name} " in line for line in out) for name in ("generate", "train", "evaluate", "models")
-    )
+    assert all(any(f" {name} " in line for line in out) for name in ("generate", "train", "evaluate", "models"))
     assert unfog_command("--version") == (0, ["1.2.3"], [])
     assert unfog_command()[0] == 0
 

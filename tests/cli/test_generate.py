@@ -13,9 +13,7 @@ from unfog.modalities.image.show import read_recipe, save_png
 
 
 def test_seeds_names_and_recipes(unfog_command, model):
-    code, paths, err = unfog_command(
-        "generate", "a red apple", "a cat!", "-n", 4, "--seed", 7, "--out", "made"
-    )
+    code, paths, err = unfog_command("generate", "a red apple", "a cat!", "-n", 4, "--seed", 7, "--out", "made")
     assert (code, err) == (0, [])
     expected = [f"made/{name}-{seed}.png" for name in ("a-red-apple", "a-cat") for seed in (7, 8, 9, 10)]
     assert paths == expected
@@ -25,21 +23,7 @@ def test_seeds_names_and_recipes(unfog_command, model):
 
 
 def test_options_reach_the_request(unfog_command, model):
-    words = [
-        "--style",
-        "noto",
-        "--steps",
-        3,
-        "--scale",
-        1.5,
-        "--seed",
-        0,
-        "--sampler",
-        "heun",
-        "--negative",
-        "blue",
-        "--strict",
-    ]
+    words = ["--style", "noto", "--steps", 3, "--scale", 1.5, "--seed", 0, "--sampler", "heun", "--negative", "blue", "--strict"]
     code, paths, _ = unfog_command("generate", "x", *words, "--batch", 8, "--model", "my-model")
     (request,) = model.requests
     assert code == 0 and paths == ["out/x-noto-0.png"]
@@ -139,9 +123,7 @@ def test_slugs(text, expected):
 
 
 def test_hostile_prompts_stay_in_the_folder(unfog_command, tmp_path):
-    code, paths, _ = unfog_command(
-        "generate", "../../x", "/abs", "🍎" * 300, "a" * 2000, "--seed", 1, "--out", "o"
-    )
+    code, paths, _ = unfog_command("generate", "../../x", "/abs", "🍎" * 300, "a" * 2000, "--seed", 1, "--out", "o")
     assert code == 0
     assert sorted(paths) == sorted(["o/x-1.png", "o/abs-1.png", "o/picture-1.png", f"o/{'a' * 60}-1.png"])
     assert os.listdir(tmp_path) == ["o"]
@@ -229,9 +211,7 @@ def test_folders_that_are_not_utf8(unfog_command):
 
 def test_a_locked_folder_is_refused(unfog_command, monkeypatch):
     os.mkdir("locked")
-    monkeypatch.setattr(
-        os, "access", lambda place, how: Path(place).name != "locked"
-    )  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda place, how: Path(place).name != "locked")  # root may write anywhere
     code, _, err = unfog_command("generate", "x", "--out", "locked")
     assert code == 2 and len(err) == 1 and "locked" in err[0]
 

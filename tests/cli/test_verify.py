@@ -57,11 +57,7 @@ def test_exit_codes(unfog_command, calls):
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [
-        (["--prediction", "v"], "prediction: 'v' is given without a model"),
-        ([""], "model: is empty"),
-        (["m", "n"], "--help"),
-    ],
+    [(["--prediction", "v"], "prediction: 'v' is given without a model"), ([""], "model: is empty"), (["m", "n"], "--help")],
 )
 def test_bad_words_are_one_line(unfog_command, calls, words, says):
     code, out, err = unfog_command("verify", *words)

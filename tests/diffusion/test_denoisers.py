@@ -27,11 +27,7 @@ def quadrature(process, density, x_t: float, t: float) -> float:
 
 @processes
 def test_mixture_against_quadrature(process):
-    weights, means, stds = (
-        torch.tensor([0.2, 0.5, 0.3]),
-        torch.tensor([-1.5, 0.2, 2.0]),
-        torch.tensor([0.3, 0.8, 0.1]),
-    )
+    weights, means, stds = (torch.tensor([0.2, 0.5, 0.3]), torch.tensor([-1.5, 0.2, 2.0]), torch.tensor([0.3, 0.8, 0.1]))
     exact = MixtureDenoiser(process, weights, means[:, None], stds=stds)
 
     def density(x):

@@ -45,9 +45,7 @@ def test_karras_is_the_published_list():
     assert sigma[-1] == 0.0
     flow = Linear()
     grid = make_grid("karras", flow, 18)
-    np.testing.assert_allclose(
-        (flow.sigma(grid) / flow.alpha(grid).clip(1e-300))[1:-1], expected[1:], rtol=1e-9
-    )
+    np.testing.assert_allclose((flow.sigma(grid) / flow.alpha(grid).clip(1e-300))[1:-1], expected[1:], rtol=1e-9)
 
 
 def level(schedule, grid):
@@ -131,13 +129,7 @@ def test_table_spacings():
 def test_custom_is_used_as_it_is():
     times = [1.0, 0.7, 0.1, 0.0]
     assert make_grid("custom", Linear(), 3, times=times).tolist() == times
-    for bad in (
-        [1.0, 0.5, 0.5, 0.0],
-        [1.0, 0.0],
-        [0.9, 0.5, 0.1, 0.0],
-        [1.0, 0.5, 0.2, 0.1],
-        [1.0, math.nan, 0.1, 0.0],
-    ):
+    for bad in ([1.0, 0.5, 0.5, 0.0], [1.0, 0.0], [0.9, 0.5, 0.1, 0.0], [1.0, 0.5, 0.2, 0.1], [1.0, math.nan, 0.1, 0.0]):
         with pytest.raises(UserError):
             make_grid("custom", Linear(), 3, times=bad)
 

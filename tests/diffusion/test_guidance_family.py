@@ -44,11 +44,7 @@ class Classes:
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 COND = {"class": torch.tensor([0, 1, 0])}
 NONE = {"class": torch.tensor([2])}
-PAIRED = {
-    "rescale": {"amount": 0.7},
-    "zero_star": {},
-    "apg": {"eta": 0.2, "norm": 0.8},
-}
+PAIRED = {"rescale": {"amount": 0.7}, "zero_star": {}, "apg": {"eta": 0.2, "norm": 0.8}}
 
 
 def both(base, t):
@@ -268,9 +264,7 @@ def test_infill_of_a_correlated_gaussian_comes_near_the_conditional():
     schedule = Cosine()
     cov = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
     exact = GaussianDenoiser(Gaussian(schedule), torch.zeros(2, dtype=torch.float64), cov=cov)
-    guided = guide(
-        "infill", exact, known=torch.tensor([[1.5, 0.0]], dtype=torch.float64), mask=torch.tensor([[True, False]])
-    )
+    guided = guide("infill", exact, known=torch.tensor([[1.5, 0.0]], dtype=torch.float64), mask=torch.tensor([[True, False]]))
     seeds = list(range(400))
     x = Noise(seeds).normal((2,), 0, dtype=torch.float64)
     grid = make_grid("logsnr", schedule, 20)

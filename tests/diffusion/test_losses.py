@@ -8,17 +8,7 @@ import pytest
 import torch
 
 from unfog.diffusion.denoisers import GaussianDenoiser, Preconditioned
-from unfog.diffusion.losses import (
-    TIMES,
-    WEIGHTS,
-    LogitNormal,
-    LogNormal,
-    MinSNR,
-    Space,
-    Uniform,
-    denoising_loss,
-    stratified,
-)
+from unfog.diffusion.losses import TIMES, WEIGHTS, LogitNormal, LogNormal, MinSNR, Space, Uniform, denoising_loss, stratified
 from unfog.diffusion.noise import Noise
 from unfog.diffusion.predictions import PREDICTIONS, Prediction
 from unfog.diffusion.processes import Gaussian, expand
@@ -45,9 +35,7 @@ def same_denoiser_as(exact, process, prediction):
     return Preconditioned(network, process, prediction)
 
 
-@pytest.mark.parametrize(
-    "schedule", [Cosine(), Linear(), VP(), EDM(sigma_max=5.0)], ids=lambda s: type(s).__name__
-)
+@pytest.mark.parametrize("schedule", [Cosine(), Linear(), VP(), EDM(sigma_max=5.0)], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("space", PREDICTIONS)
 def test_all_predictions_have_the_same_loss_in_a_common_space(schedule, space):
     """One denoiser dressed as six networks: weighted into one space, all losses are one number."""
@@ -145,10 +133,7 @@ def test_half_precision_network_has_float32_loss():
 
     x0, eps, t = (value.float() for value in batch())
     cond = {"text": torch.zeros(8, 2), "class": torch.zeros(8, dtype=torch.long)}
-    assert (
-        denoising_loss(Preconditioned(Net(), Gaussian(Cosine()), "v"), x0, cond, t, eps).dtype
-        == torch.float32
-    )
+    assert denoising_loss(Preconditioned(Net(), Gaussian(Cosine()), "v"), x0, cond, t, eps).dtype == torch.float32
 
 
 def test_time_distributions():
@@ -161,9 +146,7 @@ def test_time_distributions():
         log_sigma = -0.5 * schedule.logsnr(LogNormal(-1.2, 1.2).quantile(u, schedule))
         assert log_sigma.mean().item() == pytest.approx(-1.2, abs=1e-3)
         assert log_sigma.std().item() == pytest.approx(1.2, abs=2e-3)
-    torch.testing.assert_close(
-        LogNormal(0.3, 0.8).quantile(u, Linear()), LogitNormal(0.3, 0.8).quantile(u, Linear())
-    )
+    torch.testing.assert_close(LogNormal(0.3, 0.8).quantile(u, Linear()), LogitNormal(0.3, 0.8).quantile(u, Linear()))
     narrow = torch.tensor([1e-9, 0.5, 1 - 6e-8])
     for build in TIMES.values():
         t = build().quantile(narrow, VP())

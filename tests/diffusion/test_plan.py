@@ -23,9 +23,7 @@ samplers = pytest.mark.parametrize("name", SAMPLERS)
 
 def denoiser():
     means = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.2]])
-    return MixtureDenoiser(
-        Gaussian(SCHEDULE), torch.tensor([0.2, 0.5, 0.3]), means, stds=torch.tensor([0.2, 0.3, 0.4])
-    )
+    return MixtureDenoiser(Gaussian(SCHEDULE), torch.tensor([0.2, 0.5, 0.3]), means, stds=torch.tensor([0.2, 0.3, 0.4]))
 
 
 def plan_of(name: str, steps: int = 20) -> Plan:
@@ -40,9 +38,7 @@ def test_json_keeps_every_bit(name):
         assert np.array_equal(getattr(plan, field), getattr(again, field))
     assert again.to_dict() == plan.to_dict()
     x = Noise([1, 2]).normal((2,), 0)
-    assert torch.equal(
-        sample(plan, denoiser(), x, Noise([1, 2])), sample(again, denoiser(), x, Noise([1, 2]))
-    )
+    assert torch.equal(sample(plan, denoiser(), x, Noise([1, 2])), sample(again, denoiser(), x, Noise([1, 2])))
 
 
 @samplers
@@ -55,9 +51,7 @@ def test_twenty_steps_are_ten_and_ten_more(name, cut):
     part = run(plan, denoiser(), x, noise)
     for _ in range(cut):
         state = next(part)
-    saved = State(
-        state.index, state.total, state.t, state.x.clone(), state.base.clone(), tuple(state.history), state.x0
-    )
+    saved = State(state.index, state.total, state.t, state.x.clone(), state.base.clone(), tuple(state.history), state.x0)
     rest = list(run(plan, denoiser(), saved, Noise([11, 12, 13])))
     assert len(rest) == len(whole) - cut
     for a, b in zip(rest, whole[cut:], strict=True):
@@ -150,9 +144,7 @@ def test_a_server_may_interleave_plans():
         for row, k in enumerate(live):
             states[k] = advance(plans[k], states[k], out[row : row + 1], noises[k])
     for plan, noise, state in zip(plans, noises, states, strict=True):
-        torch.testing.assert_close(
-            state.x, sample(plan, exact, noise.normal((2,), 0), noise), rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(state.x, sample(plan, exact, noise.normal((2,), 0), noise), rtol=1e-5, atol=1e-6)
 
 
 def test_gradient_mode():

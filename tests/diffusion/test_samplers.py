@@ -153,9 +153,7 @@ def test_order_holds_for_every_prediction(name, options):
             network.t = t
             return denoiser(x, t)
 
-        torch.testing.assert_close(
-            walk(name, schedule, 12, y, denoise, **options), direct, rtol=1e-8, atol=1e-8
-        )
+        torch.testing.assert_close(walk(name, schedule, 12, y, denoise, **options), direct, rtol=1e-8, atol=1e-8)
 
 
 @deterministic
@@ -234,10 +232,7 @@ def test_uniform_flow_grid_converges_through_its_infinite_ends():
     truth = sample(make_plan("heun", schedule, make_grid("uniform", schedule, 800)), exact, x)
     for name, slope in (("euler", 0.85), ("heun", 1.7), ("dpmpp_2m", 1.2)):
         errors = [
-            (sample(make_plan(name, schedule, make_grid("uniform", schedule, n)), exact, x) - truth)
-            .norm(dim=1)
-            .median()
-            .item()
+            (sample(make_plan(name, schedule, make_grid("uniform", schedule, n)), exact, x) - truth).norm(dim=1).median().item()
             for n in (40, 80)
         ]
         assert math.log2(errors[0] / errors[1]) > slope

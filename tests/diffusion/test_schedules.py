@@ -9,16 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from unfog.diffusion.schedules import (
-    EDM,
-    SCHEDULES,
-    VP,
-    Cosine,
-    Linear,
-    Shifted,
-    Table,
-    schedule_from_config,
-)
+from unfog.diffusion.schedules import EDM, SCHEDULES, VP, Cosine, Linear, Shifted, Table, schedule_from_config
 from unfog.errors import UserError
 
 ALL = {

@@ -9,14 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from unfog.errors import UserError
-from unfog.modalities.image.show import (
-    checkerboard,
-    contact_sheet,
-    png_bytes,
-    read_recipe,
-    save_png,
-    write_bytes,
-)
+from unfog.modalities.image.show import checkerboard, contact_sheet, png_bytes, read_recipe, save_png, write_bytes
 
 RECIPE = {"prompt": "ein Apfel 🍎 «rouge»\nzwei", "seed": 2**63 - 1, "scale": 0.1, "style": None, "steps": 20}
 
@@ -129,11 +122,7 @@ def test_unreadable_recipes_are_one_line(tmp_path):
     for name in [*names, "missing.png"]:
         with pytest.raises(UserError) as caught:
             read_recipe(tmp_path / name)
-        assert (
-            name in str(caught.value)
-            and "\n" not in str(caught.value)
-            and "; give a PNG" in str(caught.value)
-        )
+        assert name in str(caught.value) and "\n" not in str(caught.value) and "; give a PNG" in str(caught.value)
 
 
 def test_checkerboard_is_light_and_regular():
@@ -159,9 +148,7 @@ def test_hidden_colours_do_not_bleed_when_enlarged():
     pixels = np.zeros((16, 16, 4), np.uint8)
     pixels[..., 0] = 255  # red, but transparent ...
     pixels[:, 8:] = (0, 0, 255, 255)  # ... beside opaque blue
-    sheet = np.asarray(contact_sheet([Image.fromarray(pixels, "RGBA")], background="white", scale=4)).astype(
-        int
-    )
+    sheet = np.asarray(contact_sheet([Image.fromarray(pixels, "RGBA")], background="white", scale=4)).astype(int)
     assert (sheet[..., 0] <= sheet[..., 2]).all()
 
 

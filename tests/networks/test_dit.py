@@ -24,12 +24,7 @@ def scores(rows, columns, dim=16, side=8):
 def test_scores_depend_on_the_distance_only():
     table = scores(6, 9)
     for dy, dx in [(0, 0), (1, 0), (0, 1), (2, -3), (-4, 5)]:
-        same = [
-            float(table[y, x, y + dy, x + dx])
-            for y in range(6)
-            for x in range(9)
-            if 0 <= y + dy < 6 and 0 <= x + dx < 9
-        ]
+        same = [float(table[y, x, y + dy, x + dx]) for y in range(6) for x in range(9) if 0 <= y + dy < 6 and 0 <= x + dx < 9]
         assert max(same) - min(same) < 1e-4, (dy, dx)
 
 

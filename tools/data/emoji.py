@@ -39,11 +39,7 @@ PACKAGES = {
         "emoji-datasource-twitter-16.0.0.tgz",
         "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
     ),
-    "openmoji": (
-        "openmoji@17.0.0",
-        "openmoji-17.0.0.tgz",
-        "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
-    ),
+    "openmoji": ("openmoji@17.0.0", "openmoji-17.0.0.tgz", "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68"),
     "fluent-3d": (
         "@lobehub/fluent-emoji-3d@1.1.0",
         "lobehub-fluent-emoji-3d-1.1.0.tgz",
@@ -66,6 +62,7 @@ GROUPS = ["smileys-emotion", "people-body", "component", "animals-nature", "food
           "activities", "objects", "symbols", "flags"]  # fmt: skip
 HELD_OUT = 0.05
 NEAR_DUPLICATE = 0.03  # RMS over premultiplied RGBA in [0, 1] at 32x32; looked at: below it only twins are found
+
 
 def fetch(cache: Path) -> dict[str, Path]:
     """Fetch every pinned package into `cache` and check its sha256."""

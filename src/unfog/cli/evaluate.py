@@ -8,14 +8,7 @@ from unfog.cli.options import Count, Flag, Whole
 
 
 def evaluate(
-    model: str,
-    /,
-    *,
-    against: str = "emoji-64",
-    n: Count = 256,
-    seed: Whole = 0,
-    out: Path | None = None,
-    json: Flag = False,
+    model: str, /, *, against: str = "emoji-64", n: Count = 256, seed: Whole = 0, out: Path | None = None, json: Flag = False
 ) -> None:
     """Measure a model: how near its pictures are to a data set's, how varied, how far from copies.
 

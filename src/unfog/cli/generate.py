@@ -100,9 +100,7 @@ def generate(
     if grid is not None:
         output.check_sheet(grid)
         if pictures > MOST_ON_A_SHEET:
-            raise UserError(
-                f"--grid: a sheet holds {MOST_ON_A_SHEET:,}, not {pictures:,}; make fewer pictures"
-            )
+            raise UserError(f"--grid: a sheet holds {MOST_ON_A_SHEET:,}, not {pictures:,}; make fewer pictures")
 
     loaded = unfog.load(model if model is not None else _model_of(original, like))
     _check_model(loaded, request, original, like)
@@ -113,10 +111,7 @@ def generate(
         for result in watch(events, f"{pictures} pictures" if pictures > 1 else "1 picture"):
             path = output.keep(result, out)
             line = {"path": str(path), "seed": result.seed, "prompt": result.prompt}
-            print(
-                json_.dumps({**line, "milliseconds": round(result.milliseconds, 1)}) if json else path,
-                flush=True,
-            )
+            print(json_.dumps({**line, "milliseconds": round(result.milliseconds, 1)}) if json else path, flush=True)
             if grid is not None:
                 made.append(result)
     if grid is not None:
@@ -143,9 +138,7 @@ def _asked(prompts: Sequence[str], given: Mapping[str, Any]) -> GenerateRequest:
     return check(GenerateRequest, {"prompts": list(prompts), **given}).settled()
 
 
-def _asked_like(
-    like: Path, prompts: Sequence[str], given: Mapping[str, Any]
-) -> tuple[GenerateRequest, dict[str, Any]]:
+def _asked_like(like: Path, prompts: Sequence[str], given: Mapping[str, Any]) -> tuple[GenerateRequest, dict[str, Any]]:
     """The request that made a picture, and the recipe that says so."""
     from unfog.modalities.image.show import read_recipe
     from unfog.requests import from_recipe
@@ -158,9 +151,7 @@ def _asked_like(
     return from_recipe(recipe), recipe
 
 
-def _check_model(
-    loaded: Model, request: GenerateRequest, recipe: Mapping[str, Any] | None, like: Path | None
-) -> None:
+def _check_model(loaded: Model, request: GenerateRequest, recipe: Mapping[str, Any] | None, like: Path | None) -> None:
     """Refuse a style that the model lacks, and a model that did not make the picture to be remade."""
     if recipe is not None and loaded.hash != recipe["model_hash"]:
         raise UserError(
@@ -207,12 +198,6 @@ def _compare(like: Path, recipe: dict[str, Any], path: Path) -> int:
     with Image.open(like) as before, Image.open(path) as after:
         same = (before.mode, before.size, before.tobytes()) == (after.mode, after.size, after.tobytes())
     whose = f"{like} was made by unfog {recipe['version']}, this is {unfog.__version__}"
-    why = (
-        whose
-        if recipe["version"] != unfog.__version__
-        else "made on another processor or with other libraries"
-    )
-    complain(
-        f"--like: {path} has {'the same pixels but another file' if same else 'different pixels'} ({why})"
-    )
+    why = whose if recipe["version"] != unfog.__version__ else "made on another processor or with other libraries"
+    complain(f"--like: {path} has {'the same pixels but another file' if same else 'different pixels'} ({why})")
     return 0 if same else 1

@@ -26,12 +26,7 @@ def models(*, json: Flag = False) -> None:
     for folder in sorted(path.parent for path in SHIPPED.glob("*/model.json")):
         model = unfog.load(folder.name)
         if json:
-            facts = {
-                "name": model.name,
-                "hash": model.hash,
-                "styles": model.styles,
-                "defaults": model.defaults,
-            }
+            facts = {"name": model.name, "hash": model.hash, "styles": model.styles, "defaults": model.defaults}
             print(json_.dumps(facts))
             continue
         print(f"{model.name} ({model.hash})")

@@ -27,9 +27,7 @@ def slug(text: str, longest: int = LONGEST_SLUG) -> str:
     plain = unicodedata.normalize("NFKD", text[:2_000]).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
     if len(words) > longest:
-        words = (
-            words[: longest + 1].rpartition("-")[0] or words[:longest]
-        )  # cut between words where there are any
+        words = words[: longest + 1].rpartition("-")[0] or words[:longest]  # cut between words where there are any
     return words.strip("-") or "picture"
 
 

@@ -33,12 +33,7 @@ def _lines(events: Iterable[Progress | Result]) -> Iterator[Result]:
             continue
         last = now
         eta = (now - start) / event.done * (event.total - event.done) if event.done else None
-        line = {
-            "event": "progress",
-            "done": event.done,
-            "total": event.total,
-            "eta_s": eta if eta is None else round(eta, 1),
-        }
+        line = {"event": "progress", "done": event.done, "total": event.total, "eta_s": eta if eta is None else round(eta, 1)}
         print(json.dumps(line), file=sys.stderr, flush=True)
 
 

@@ -44,9 +44,7 @@ def train(
     fields = {key: value for key, value in given.items() if value is not None}
     request = check(TrainRequest, {"source": source, "out": out, "resume": resume, **fields})
     if not source.exists():
-        raise UserError(
-            f"{source}: no such file or folder; give a recipe file, or a folder or .zip of pictures"
-        )
+        raise UserError(f"{source}: no such file or folder; give a recipe file, or a folder or .zip of pictures")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, not a folder; choose another place")
     from unfog.training import run_recipe

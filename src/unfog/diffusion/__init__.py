@@ -4,14 +4,7 @@ A **schedule** (α, σ) mixes data with noise; a **denoiser** returns E[x0 | x_t
 """
 
 from unfog.diffusion.adaptive import run_adaptive, sample_adaptive
-from unfog.diffusion.denoisers import (
-    DataSetDenoiser,
-    Denoiser,
-    GaussianDenoiser,
-    MixtureDenoiser,
-    OneByOne,
-    Preconditioned,
-)
+from unfog.diffusion.denoisers import DataSetDenoiser, Denoiser, GaussianDenoiser, MixtureDenoiser, OneByOne, Preconditioned
 from unfog.diffusion.discrete import Categorical, discrete_loss, sample_discrete
 from unfog.diffusion.editing import inversion, noised, slerp
 from unfog.diffusion.fit import Fitted, Problem, fit

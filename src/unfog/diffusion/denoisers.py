@@ -53,11 +53,7 @@ class Preconditioned:
     logsnr_limit = 20.0
 
     def __init__(
-        self,
-        network: Network,
-        process: Process,
-        prediction: str | Prediction = "v",
-        noise_input: str = "logsnr",
+        self, network: Network, process: Process, prediction: str | Prediction = "v", noise_input: str = "logsnr"
     ) -> None:
         if noise_input not in ("logsnr", "index"):
             raise UserError(f"noise_input must be 'logsnr' or 'index', got {noise_input!r}")
@@ -195,12 +191,7 @@ class MixtureDenoiser:
     """
 
     def __init__(
-        self,
-        process: Process,
-        weights: Tensor,
-        means: Tensor,
-        stds: Tensor | None = None,
-        covs: Tensor | None = None,
+        self, process: Process, weights: Tensor, means: Tensor, stds: Tensor | None = None, covs: Tensor | None = None
     ) -> None:
         if (stds is None) == (covs is None):
             raise UserError("give a mixture either standard deviations or covariances, not both")

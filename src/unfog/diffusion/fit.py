@@ -113,7 +113,6 @@ class _Form:
                     b[i, 0] -= value
         return replace(plan, a=a, b=b, B=np.zeros_like(b))
 
-
     def begin(self, theta: np.ndarray, base: Plan, start: Plan) -> np.ndarray:
         """θ with the δ that lead from `base` to `start`."""
         kept = (base.p == start.p).all() and (base.q == start.q).all()

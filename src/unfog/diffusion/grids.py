@@ -31,9 +31,7 @@ def check_grid(times: Sequence[float] | np.ndarray) -> np.ndarray:
     if not np.isfinite(grid).all() or grid[0] > 1.0 or grid[-1] < 0.0:
         raise UserError("grid: times must lie in [0, 1]")
     if not (np.diff(grid) < 0.0).all():
-        raise UserError(
-            "grid: times must fall strictly from noise (1) to data (0); use fewer steps or another grid"
-        )
+        raise UserError("grid: times must fall strictly from noise (1) to data (0); use fewer steps or another grid")
     return grid
 
 
@@ -56,20 +54,13 @@ def uniform(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0
 
 
 def logsnr(
-    schedule: Schedule,
-    steps: int,
-    start: float = 1.0,
-    end: float = 0.0,
-    logsnr_min: float = -10.0,
-    logsnr_max: float = 10.0,
+    schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, logsnr_min: float = -10.0, logsnr_max: float = 10.0
 ) -> np.ndarray:
     """Equal steps in log-SNR between its values at start and end, clipped to [logsnr_min, logsnr_max]."""
     _check(steps, start, end)
     low, high = max(schedule.logsnr(start), logsnr_min), min(schedule.logsnr(end), logsnr_max)
     if not low < high:
-        raise UserError(
-            f"grid 'logsnr': nothing between log-SNR {low:.3g} and {high:.3g}; widen logsnr_min, logsnr_max"
-        )
+        raise UserError(f"grid 'logsnr': nothing between log-SNR {low:.3g} and {high:.3g}; widen logsnr_min, logsnr_max")
     return _close(schedule.time(np.linspace(low, high, steps + 1)), start, end)
 
 
@@ -79,9 +70,7 @@ def _levels(schedule: Schedule, levels: np.ndarray, start: float, end: float) ->
     return _close(np.append(times, 0.0) if end == 0.0 else times, start, end)
 
 
-def _span(
-    schedule: Schedule, name: str, start: float, end: float, sigma_min: float, sigma_max: float
-) -> tuple[float, float]:
+def _span(schedule: Schedule, name: str, start: float, end: float, sigma_min: float, sigma_max: float) -> tuple[float, float]:
     """The highest and the lowest σ/α between start and end, clipped to [sigma_min, sigma_max]."""
     high = min(sigma_max, math.exp(min(-0.5 * schedule.logsnr(start), 700.0)))
     low = max(sigma_min, math.exp(max(-0.5 * schedule.logsnr(end), -700.0)))
@@ -113,12 +102,7 @@ def karras(
 
 
 def exponential(
-    schedule: Schedule,
-    steps: int,
-    start: float = 1.0,
-    end: float = 0.0,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
+    schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> np.ndarray:
     """ln(σ/α) in equal steps from sigma_max to sigma_min, then `end`: Karras with ρ → ∞; also "lu lambdas".
 
@@ -130,12 +114,7 @@ def exponential(
 
 
 def flow(
-    schedule: Schedule,
-    steps: int,
-    start: float = 1.0,
-    end: float = 0.0,
-    shift: float = 1.0,
-    tokens: int | None = None,
+    schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, shift: float = 1.0, tokens: int | None = None
 ) -> np.ndarray:
     """Equal steps in flow time f = σ/(α + σ), then f ← shift·f/(1 + (shift − 1)·f), for any schedule.
 
@@ -160,9 +139,7 @@ def flow(
     return _close(np.array([start, *schedule.time(2.0 * np.log1p(-inner) - 2.0 * np.log(inner)), end]), start, end)
 
 
-def beta(
-    schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, a: float = 0.6, b: float = 0.6
-) -> np.ndarray:
+def beta(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, a: float = 0.6, b: float = 0.6) -> np.ndarray:
     """t at equal steps of the quantile of the Beta(a, b) distribution: for a, b < 1 dense at both ends.
 
     a, b > 0. Source: Lee et al. 2024, arXiv:2407.12173, §4 (0.6, 0.6).
@@ -185,9 +162,7 @@ AYS = {
 }
 
 
-def ays(
-    schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, model: str = "sd15"
-) -> np.ndarray:
+def ays(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, model: str = "sd15") -> np.ndarray:
     """Levels of σ/α optimised for a published model ("sd15", "sdxl", "svd"), then `end`.
 
     Other numbers of steps than the table's ten, and parts of it, are read off it linearly in ln(σ/α).
@@ -243,9 +218,7 @@ def _table(schedule: Schedule, name: str) -> Table:
     while isinstance(schedule, Shifted):
         schedule = schedule.base
     if not isinstance(schedule, Table):
-        raise UserError(
-            f"grid {name!r} counts table indices; this schedule has none, use 'uniform' or 'logsnr'"
-        )
+        raise UserError(f"grid {name!r} counts table indices; this schedule has none, use 'uniform' or 'logsnr'")
     return schedule
 
 
@@ -264,9 +237,7 @@ def trailing(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.
     return _indices(schedule, "trailing", count - np.arange(steps) * (count / steps) - 1.0, end)
 
 
-def leading(
-    schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, offset: int = 0
-) -> np.ndarray:
+def leading(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, offset: int = 0) -> np.ndarray:
     """Table indices offset + (steps − 1)·⌊N/steps⌋, …, offset: starts below the last index.
 
     Source: the spacing of Ho et al. 2020 and Song et al. 2021 (DDIM); Lin et al. 2023, arXiv:2305.08891,
@@ -309,9 +280,7 @@ def custom(
         start, end = float(asked[0]), float(asked[-1])
     grid = check_grid(asked)
     if len(grid) != steps + 1 or grid[0] != start or grid[-1] != end:
-        raise UserError(
-            f"grid 'custom': expected {steps + 1} times from {start} to {end}, got {len(grid)} from {grid[0]}"
-        )
+        raise UserError(f"grid 'custom': expected {steps + 1} times from {start} to {end}, got {len(grid)} from {grid[0]}")
     return grid
 
 

@@ -76,11 +76,7 @@ class LogNormal:
         return schedule.time(logsnr).clamp(0.0, 1.0).to(u.dtype)
 
 
-TIMES: dict[str, Callable[..., TimeDistribution]] = {
-    "uniform": Uniform,
-    "logit_normal": LogitNormal,
-    "log_normal": LogNormal,
-}
+TIMES: dict[str, Callable[..., TimeDistribution]] = {"uniform": Uniform, "logit_normal": LogitNormal, "log_normal": LogNormal}
 
 
 def stratified(u: Tensor, start: int = 0, total: int | None = None) -> Tensor:
@@ -167,12 +163,7 @@ def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def denoising_loss(
-    denoiser: Preconditioned,
-    x0: Tensor,
-    cond: Cond | None,
-    t: Tensor,
-    noise: Tensor,
-    weight: str | Weight | None = None,
+    denoiser: Preconditioned, x0: Tensor, cond: Cond | None, t: Tensor, noise: Tensor, weight: str | Weight | None = None
 ) -> Tensor:
     """The loss of each item, (B,) float32.
 

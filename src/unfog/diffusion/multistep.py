@@ -66,9 +66,7 @@ def width(nodes: Nodes, i: int, j: int | None = None) -> float:
     return float(nodes.half[i + 1 if j is None else j] - nodes.half[i])
 
 
-def kernel(
-    nodes: Nodes, i: int, form: str, eta: float = 0.0, j: int | None = None
-) -> Callable[[np.ndarray], np.ndarray]:
+def kernel(nodes: Nodes, i: int, form: str, eta: float = 0.0, j: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """κ(u) = g_j·dτ/dλ at λ_i + u, 0 ≤ u ≤ h; both λ must be finite."""
     last = i + 1 if j is None else j
     alpha, sigma = float(nodes.alpha[last]), float(nodes.sigma[last])
@@ -97,13 +95,7 @@ def usable(nodes: Nodes, i: int, form: str, variable: str) -> bool:
 
 
 def weights(
-    nodes: Nodes,
-    i: int,
-    among: Sequence[int],
-    form: str,
-    variable: str = "logsnr",
-    eta: float = 0.0,
-    j: int | None = None,
+    nodes: Nodes, i: int, among: Sequence[int], form: str, variable: str = "logsnr", eta: float = 0.0, j: int | None = None
 ) -> list[float]:
     """W of the step from node i to j for slopes known at the nodes `among` (j too, in a corrector)."""
     last = i + 1 if j is None else j

@@ -35,11 +35,7 @@ class NoiseSource(Protocol):
     """What a sampler draws from."""
 
     def normal(
-        self,
-        shape: Sequence[int],
-        stream: int,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, shape: Sequence[int], stream: int, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor: ...
 
 
@@ -84,11 +80,7 @@ class Noise:
     def __init__(self, seeds: Sequence[int]) -> None:
         checked = []
         for seed in seeds:
-            if (
-                isinstance(seed, (bool, np.bool_))
-                or not isinstance(seed, (int, np.integer))
-                or not 0 <= seed < 2**63
-            ):
+            if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
                 raise UserError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
             checked.append(int(seed))
         self.seeds = tuple(checked)
@@ -104,11 +96,7 @@ class Noise:
         return rows
 
     def normal(
-        self,
-        shape: Sequence[int],
-        stream: int,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, shape: Sequence[int], stream: int, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Standard normal (len(seeds), *shape), made in float64 on the CPU, then converted."""
         count = math.prod(shape)
@@ -122,11 +110,7 @@ class Noise:
         return torch.from_numpy(out[:, :count]).reshape(len(self.seeds), *shape).to(dtype).to(device)
 
     def uniform(
-        self,
-        shape: Sequence[int],
-        stream: int,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, shape: Sequence[int], stream: int, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Uniform in the open interval (0, 1), (len(seeds), *shape)."""
         raw = self._raw(math.prod(shape), stream, _UNIFORM) >> np.uint64(11)

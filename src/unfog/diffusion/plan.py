@@ -76,18 +76,14 @@ class Plan:
         n = np.shape(self.t)[0] if np.ndim(self.t) == 1 else 0
         memory = np.shape(self.b)[1] if np.ndim(self.b) == 2 else 0
         if n < 1 or memory < 1:
-            raise UserError(
-                f"plan {self.sampler!r}: t must hold at least one time, b be a table with at least one column"
-            )
+            raise UserError(f"plan {self.sampler!r}: t must hold at least one time, b be a table with at least one column")
         for name in _ARRAYS:
             shape = (n, memory) if name in _TABLES else (n,)
             values = np.array(getattr(self, name), dtype=np.float64)
             if values.shape != shape:
                 raise UserError(f"plan {self.sampler!r}: {name} has shape {values.shape}, expected {shape}")
             if not np.isfinite(values).all():
-                raise UserError(
-                    f"plan {self.sampler!r}: {name} holds a value that is not finite; choose another grid"
-                )
+                raise UserError(f"plan {self.sampler!r}: {name} holds a value that is not finite; choose another grid")
             values.flags.writeable = False
             object.__setattr__(self, name, values)
         if not self.q.all():
@@ -106,9 +102,7 @@ class Plan:
         memory = max([1, *(len(row.b) for row in rows), *(len(row.B) for row in rows)])
 
         def table(name: str) -> np.ndarray:
-            return np.array(
-                [[*getattr(row, name), *(0.0,) * (memory - len(getattr(row, name)))] for row in rows]
-            )
+            return np.array([[*getattr(row, name), *(0.0,) * (memory - len(getattr(row, name)))] for row in rows])
 
         def column(name: str) -> np.ndarray:
             return np.array([getattr(row, name) for row in rows])
@@ -225,9 +219,7 @@ def advance(plan: Plan, state: State, x0: Tensor, noise: NoiseSource | None = No
     """
     i = state.index + 1
     if x0.shape != state.x.shape:
-        raise ValueError(
-            f"the denoiser returned shape {tuple(x0.shape)} for x of shape {tuple(state.x.shape)}"
-        )
+        raise ValueError(f"the denoiser returned shape {tuple(x0.shape)} for x of shape {tuple(state.x.shape)}")
     tilt, a, b, c, scale, look = plan._rows[i]
     kept = x0 if tilt == 0.0 else torch.add(x0, state.x, alpha=tilt)
     history = (kept, *state.history[: plan.b.shape[1] - 1])
@@ -263,9 +255,7 @@ def run(
         yield state
 
 
-def sample(
-    plan: Plan, denoise: Denoise, x: Tensor | State, noise: NoiseSource | None = None, *, grad: bool = False
-) -> Tensor:
+def sample(plan: Plan, denoise: Denoise, x: Tensor | State, noise: NoiseSource | None = None, *, grad: bool = False) -> Tensor:
     """The final x (B, *D) of `run`."""
     last = x if isinstance(x, State) else begin(plan, x)
     for state in run(plan, denoise, last, noise, grad=grad):

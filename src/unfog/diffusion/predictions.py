@@ -77,10 +77,7 @@ def _edm(alpha: Level, sigma: Level, data_std: float) -> Affine:
     square = sigma * sigma + (data_std * data_std) * (alpha * alpha)
     norm = square**0.5
     return Affine(
-        data_std * data_std * alpha / square,
-        data_std * sigma / norm,
-        sigma / (norm * data_std),
-        -data_std * alpha / norm,
+        data_std * data_std * alpha / square, data_std * sigma / norm, sigma / (norm * data_std), -data_std * alpha / norm
     )
 
 

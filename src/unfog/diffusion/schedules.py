@@ -63,9 +63,7 @@ class Cosine:
 
     def logsnr(self, t: Number) -> Number:
         half = 0.5 * math.pi
-        return lift(
-            lambda u: 2.0 * (torch.log(torch.sin(half * (1.0 - u))) - torch.log(torch.sin(half * u))), t
-        )
+        return lift(lambda u: 2.0 * (torch.log(torch.sin(half * (1.0 - u))) - torch.log(torch.sin(half * u))), t)
 
     def time(self, logsnr: Number) -> Number:
         return lift(lambda u: torch.atan(torch.exp(-0.5 * u)) * (2.0 / math.pi), logsnr)
@@ -109,9 +107,7 @@ class VP:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.beta_min <= self.beta_max < math.inf:
-            raise UserError(
-                f"vp schedule: need 0 < beta_min <= beta_max, got {self.beta_min}, {self.beta_max}"
-            )
+            raise UserError(f"vp schedule: need 0 < beta_min <= beta_max, got {self.beta_min}, {self.beta_max}")
 
     def _log_alpha(self, u: Tensor) -> Tensor:
         return -0.25 * (self.beta_max - self.beta_min) * u * u - 0.5 * self.beta_min * u
@@ -161,9 +157,7 @@ class EDM:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
-            raise UserError(
-                f"edm schedule: need 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}"
-            )
+            raise UserError(f"edm schedule: need 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}")
         if self.rho is not None and not self.rho > 0.0:
             raise UserError(f"edm schedule: rho must be positive, got {self.rho}")
 
@@ -264,9 +258,7 @@ class Table:
         out = finite[left] + (place - left) * (finite[left + 1] - finite[left])
         out = torch.where(place < 0.0, finite[0] - 2.0 * torch.log(u.clamp_min(0.0) * n), out)
         if len(finite) < n:
-            out = torch.where(
-                place > n - 2.0, finite[-1] + 2.0 * torch.log((1.0 - u).clamp_min(0.0) * n), out
-            )
+            out = torch.where(place > n - 2.0, finite[-1] + 2.0 * torch.log((1.0 - u).clamp_min(0.0) * n), out)
         return out
 
     def alpha(self, t: Number) -> Number:
@@ -296,9 +288,7 @@ class Table:
         """The nearest table index in 0 … N−1 of time t: int, int64 array or long tensor, as t is."""
         if isinstance(t, Tensor):
             return (t.double() * self.count - 1.0).round().clamp(0, self.count - 1).long()
-        out = np.clip(np.rint(np.asarray(t, dtype=np.float64) * self.count - 1.0), 0, self.count - 1).astype(
-            np.int64
-        )
+        out = np.clip(np.rint(np.asarray(t, dtype=np.float64) * self.count - 1.0), 0, self.count - 1).astype(np.int64)
         return out if isinstance(t, np.ndarray) else int(out)
 
     def time_of(self, index: int) -> float:

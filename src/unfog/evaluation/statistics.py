@@ -19,11 +19,7 @@ LEVEL = 0.95
 
 
 def bootstrap_interval(
-    values: ArrayLike,
-    clusters: Sequence[object] | None = None,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    values: ArrayLike, clusters: Sequence[object] | None = None, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """The percentile interval of the mean of `values` (N,), whole clusters resampled.
 

@@ -132,10 +132,7 @@ class ClassifierFree:
     def _both(
         self, x: Tensor, t: float | Tensor, cond: Cond, other_x: Tensor, other_t: float | Tensor, other: Cond
     ) -> tuple[Tensor, Tensor]:
-        same = all(
-            cond[key].shape[1:] == other[key].shape[1:] and cond[key].dtype == other[key].dtype
-            for key in cond
-        )
+        same = all(cond[key].shape[1:] == other[key].shape[1:] and cond[key].dtype == other[key].dtype for key in cond)
         if not (self.batched and same):
             return self.denoiser(x, t, cond), self.denoiser(other_x, other_t, other)
         times = t

@@ -52,9 +52,7 @@ class Energy:
         return x0.detach() + self.scale * factor * gradient
 
 
-def dps(
-    denoiser: Denoiser, measure: Callable[[Tensor], Tensor], y: Tensor, noise: float = 0.05, scale: float = 1.0
-) -> Energy:
+def dps(denoiser: Denoiser, measure: Callable[[Tensor], Tensor], y: Tensor, noise: float = 0.05, scale: float = 1.0) -> Energy:
     """Posterior sampling for y = measure(x0) + noise·z; measure: differentiable, (B, *D) -> the shape of y.
 
     noise > 0: standard deviation of the measurement. Deviation: the published step length ζ/|y − A(D)| depends on the

@@ -19,11 +19,7 @@ from unfog.errors import UserError
 
 
 def zero_star(
-    denoiser: Denoiser,
-    scale: float | Tensor,
-    uncond: Cond,
-    zero: float = 0.04,
-    interval: tuple[float, float] | None = None,
+    denoiser: Denoiser, scale: float | Tensor, uncond: Cond, zero: float = 0.04, interval: tuple[float, float] | None = None
 ) -> ClassifierFree:
     """Guidance on the velocity; zero in [0, 1): share of flow time, from pure noise on, without any step."""
     if not 0.0 <= zero < 1.0:

@@ -85,8 +85,6 @@ def sde(schedule: Schedule, grid: np.ndarray, kind: str = "midpoint", eta: float
     return _plan("dpmpp_2m_sde", 2, "x0", schedule, grid, kind, eta)
 
 
-def sde_third(
-    schedule: Schedule, grid: np.ndarray, kind: str = "exact", eta: float = 1.0, ramp_down: bool = False
-) -> Plan:
+def sde_third(schedule: Schedule, grid: np.ndarray, kind: str = "exact", eta: float = 1.0, ramp_down: bool = False) -> Plan:
     """SDE-DPM-Solver++ 3M; kind as in 3M, eta in [0, 1]."""
     return _plan("dpmpp_3m_sde", 3, "x0", schedule, grid, kind, eta, ramp_down)

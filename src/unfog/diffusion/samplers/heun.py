@@ -44,12 +44,7 @@ def raised(row: Row, schedule: Schedule, low: float, high: float, noise: float =
 
 
 def plan(
-    schedule: Schedule,
-    grid: np.ndarray,
-    churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = math.inf,
-    s_noise: float = 1.0,
+    schedule: Schedule, grid: np.ndarray, churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0
 ) -> Plan:
     """A Heun plan. churn at least 0: noise over all steps, where s_min ≤ σ/α ≤ s_max; s_noise at least 0 scales it."""
     if not (churn >= 0.0 and 0.0 <= s_min <= s_max and s_noise >= 0.0):

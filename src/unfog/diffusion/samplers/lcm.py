@@ -21,7 +21,5 @@ from unfog.diffusion.schedules import Schedule
 def plan(schedule: Schedule, grid: np.ndarray) -> Plan:
     """A consistency-sampling plan."""
     nodes = Nodes.of(schedule, grid)
-    rows = [
-        Row(float(nodes.t[i]), 0.0, (float(nodes.alpha[i + 1]),), float(nodes.sigma[i + 1])) for i in range(nodes.steps)
-    ]
+    rows = [Row(float(nodes.t[i]), 0.0, (float(nodes.alpha[i + 1]),), float(nodes.sigma[i + 1])) for i in range(nodes.steps)]
     return Plan.of("lcm", rows, float(nodes.t[-1]))

@@ -33,12 +33,7 @@ def _fixed(nodes: Nodes, i: int, other: int, kind: str) -> list[float]:
 
 
 def plan(
-    schedule: Schedule,
-    grid: np.ndarray,
-    order: int = 2,
-    kind: str = "bh2",
-    corrector: bool = True,
-    ramp_down: bool = False,
+    schedule: Schedule, grid: np.ndarray, order: int = 2, kind: str = "bh2", corrector: bool = True, ramp_down: bool = False
 ) -> Plan:
     """order 1 to 6; kind "bh1" or "bh2" (matters only while two results are known); corrector: false for UniP.
 

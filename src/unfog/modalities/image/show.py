@@ -44,9 +44,7 @@ def png_bytes(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> by
     return file.getvalue()
 
 
-def save_png(
-    image: Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None
-) -> None:
+def save_png(image: Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None) -> None:
     """Write a picture with its recipe inside, whole or not at all; an existing file is replaced.
 
     Raises: UserError where the file cannot be written.
@@ -71,9 +69,7 @@ def write_bytes(path: Path, data: bytes, replace: bool = True) -> bool:
             return True
         return _name_if_free(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another place"
-        ) from None
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -107,17 +103,13 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable PNG"
         raise UserError(f"{path}: cannot be read ({reason}); give a PNG that unfog made") from None
     if not isinstance(text, str):
-        raise UserError(
-            f"{path}: carries no recipe; give a PNG that unfog made and no other program saved again"
-        )
+        raise UserError(f"{path}: carries no recipe; give a PNG that unfog made and no other program saved again")
     try:
         recipe = json.loads(text) if len(text) <= LONGEST_RECIPE else None
     except (ValueError, RecursionError):  # RecursionError: deeply nested brackets
         recipe = None
     if not isinstance(recipe, dict):
-        raise UserError(
-            f"{path}: its recipe is damaged; give a PNG that unfog made and no other program changed"
-        )
+        raise UserError(f"{path}: its recipe is damaged; give a PNG that unfog made and no other program changed")
     return recipe
 
 
@@ -163,11 +155,7 @@ def contact_sheet(
     rows = math.ceil(len(images) / columns)
     sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), (255, 255, 255))
     draw = ImageDraw.Draw(sheet)
-    board = (
-        checkerboard(width, height)
-        if background == "checkerboard"
-        else Image.new("RGB", (width, height), LIGHT)
-    )
+    board = checkerboard(width, height) if background == "checkerboard" else Image.new("RGB", (width, height), LIGHT)
     for i, image in enumerate(images):
         x, y = MARGIN + i % columns * cell_width, MARGIN + i // columns * cell_height
         # Pillow resizes RGBA through premultiplied alpha, so hidden colours do not bleed into the edges.
