@@ -1,23 +1,25 @@
-"""Learn the table behind the sampler and the grid "auto": python tools/tune_auto.py [5 8 10 15 20]   rewrites tuned.py.
+"""Learn the table behind the sampler and the grid "auto": python tools/tune_auto.py [5 8 10 15 20]   rewrites tuned.json.
 
 A population of random Gaussian mixtures (2 to 256 dimensions, flat to steep spectra, wide and narrow, some of them next to
 points) has exact denoisers. For each number of evaluations, levels of σ/α and consistent weights of the last four results are
-fitted by Levenberg–Marquardt to where a fine trajectory from the same noise ends:
+learned by Adam, through the whole run, so that it ends where a fine trajectory from the same noise does:
 
-    min over θ of  (1/p)·ln Σ_T (e_T/bar_T)^p,    e_T the mean error on target T, p first 1 (all), then 3 (the worst count)
+    min over θ of  Σ_T ¼·ln(1 + (e_T/0.9·bar_T)⁴) + 0.15·ln(e_T/bar_T)      e_T the mean error on target T
 
-bar_T is the least error on T (but no less than 0.003) of 32 settings that other tools offer (multistep solvers on Karras,
-exponential, uniform and flow grids), run by our own plans, which equal theirs (benchmarks/parity.py). None of the targets of
-benchmarks/samplers.py is in the population. A second population, never fitted to, is reported. All perturbed runs on all
+which asks to be below the bar everywhere rather than far below it somewhere. bar_T is the least error on T (but no less than
+0.006) of 32 settings that other tools offer (multistep solvers on Karras, exponential, uniform and flow grids), run by our own
+plans, which equal theirs (benchmarks/parity.py). Starts: order-3 exponential Adams on several grids, and what the table holds.
+None of the targets of benchmarks/samplers.py is in the population. A second population, never fitted to, is reported. All
 targets of one dimension go as one batch, in y = x/α from σ/α = 157 on (the DDPM table's end; a start from pure noise differs
 by less than 1 %).
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from torch import Tensor
 from unfog.diffusion import make_grid, make_plan, sample
 from unfog.diffusion.samplers import adams
 from unfog.diffusion.schedules import EDM, Linear, Table
+from unfog.diffusion.tuned import TUNED
 
 TOP = 157.4
 MEMORY = 4
@@ -36,8 +39,8 @@ DOUBLE = torch.float64
 LEARN = ((2, 8, 32, 8), (3, 10, 24, 8), (6, 12, 16, 5), (16, 12, 10, 5),
          (32, 12, 8, 5), (64, 12, 6, 6), (128, 8, 5, 4), (256, 6, 4, 2))  # fmt: skip
 TEST = ((2, 8, 32, 4), (4, 12, 24, 4), (8, 10, 16, 3), (24, 12, 8, 3), (64, 12, 8, 3), (200, 8, 4, 2))
-FLOOR = 0.003  # of a peer's error: below, one trajectory in another mode decides, and nothing is left to learn
-TABLE = Path(__file__).parent.parent / "src" / "unfog" / "diffusion" / "tuned.py"
+FLOOR = 0.006  # of a peer's error: below, one trajectory in another mode decides, and nothing is left to learn
+TABLE = Path(__file__).parent.parent / "src" / "unfog" / "diffusion" / "tuned.json"
 
 
 @dataclass
@@ -144,10 +147,9 @@ def simulate(group: Group, theta: Tensor, steps: int, chunk: int = 24) -> Tensor
     return torch.cat(ends)
 
 
-def exponential_adams(steps: int, lowest: float, rho: float | None) -> np.ndarray:
-    """θ of the order-3 sampler on a Karras (rho) or exponential grid."""
-    schedule = EDM(sigma_max=TOP)
-    spread = np.geomspace(TOP, lowest, steps) if rho is None else np.linspace(TOP ** (1 / rho), lowest ** (1 / rho), steps) ** rho
+def exponential_adams(spread: np.ndarray) -> np.ndarray:
+    """θ of the order-3 sampler on levels of σ/α."""
+    schedule, steps = EDM(sigma_max=TOP), len(spread)
     times = np.append(schedule.time(-2.0 * np.log(spread)), 0.0)
     times[0] = 1.0
     made = adams.plan(schedule, times, 3)
@@ -198,66 +200,48 @@ def ratios(groups: list[Group], bar: Tensor, theta: np.ndarray, steps: int) -> T
     return torch.cat([group.errors(simulate(group, given, steps))[0] for group in groups]) / bar
 
 
-def improve(
-    groups: list[Group], bar: Tensor, theta: np.ndarray, steps: int, power: float, rounds: int, minutes: float
-) -> np.ndarray:
-    """Levenberg–Marquardt with weights that make squares into the mean distance, and the mean into the objective."""
-    damping, step, began = 1e-2, 1e-5, time.monotonic()
+def objective(groups: list[Group], bar: Tensor, theta: Tensor, steps: int) -> Tensor:
+    """(P,) for θ (P, n)."""
+    logs = (torch.cat([group.errors(simulate(group, theta, steps)) for group in groups], 1) / bar).log()
+    return (torch.nn.functional.softplus(4.0 * (logs - math.log(0.9))) / 4.0 + 0.15 * logs).mean(1)
 
-    def objective(value: np.ndarray) -> float:
-        return float(torch.logsumexp(power * ratios(groups, bar, value, steps).log(), 0)) / power
 
-    best = objective(theta)
-    for _ in range(rounds):
-        if time.monotonic() - began > 60.0 * minutes:
-            break
-        moved = torch.tensor(theta).repeat(len(theta) + 1, 1)
-        moved[torch.arange(len(theta)), torch.arange(len(theta))] += step  # the last row stays
-        normal, right, place = np.zeros((len(theta),) * 2), np.zeros(len(theta)), 0
-        for group in groups:
-            ends = simulate(group, moved, steps)
-            columns, gap = (ends[:-1] - ends[-1:]) / step, ends[-1] - group.fine
-            distance = gap.norm(dim=-1) / math.sqrt(gap.shape[-1])
-            error = distance.mean(1)
-            own = bar[place : place + len(error)]
-            place += len(error)
-            floor = 0.1 * distance.median(1, keepdim=True).values + 1e-9
-            weight = ((error / own) ** power / error)[:, None] / distance.clamp_min(floor) / (distance.shape[1] * gap.shape[-1])
-            weighted = columns * weight[None, :, :, None]
-            normal += torch.einsum("ptsd,qtsd->pq", weighted, columns).numpy()
-            right -= torch.einsum("ptsd,tsd->p", weighted, gap).numpy()
-        for _ in range(8):
-            scaled = normal + damping * np.diag(np.diag(normal) + 1e-12 * np.trace(normal))
-            trial = theta + np.linalg.solve(scaled, right)
-            found = objective(trial)
-            if math.isfinite(found) and found < best:
-                break
-            damping *= 4.0
-        else:
-            return theta
-        gain, theta, best, damping = best - found, trial, found, max(damping / 4.0, 1e-8)
-        if gain < 1e-4:
-            break
-    return theta
+def improve(groups: list[Group], bar: Tensor, starts: list[np.ndarray], steps: int, rounds: int) -> np.ndarray:
+    """Adam from the best two starts, from a third of the rounds on with the better one only."""
+    theta = torch.tensor(np.array(starts))
+    for share, count in ((0.0, 2), (1 / 3, 1)):
+        with torch.no_grad():
+            theta = theta.detach()[objective(groups, bar, theta, steps).argsort()[:count]].clone()
+        optimizer = torch.optim.Adam([theta.requires_grad_()])
+        for i in range(round(rounds * share), rounds if count == 1 else rounds // 3):
+            optimizer.param_groups[0]["lr"] = 0.01 * (1.02 + math.cos(math.pi * i / rounds))
+            optimizer.zero_grad()
+            objective(groups, bar, theta, steps).sum().backward()
+            torch.nn.utils.clip_grad_norm_([theta], 3.0)
+            optimizer.step()
+    return theta.detach().numpy()[0]
+
+
+def known(steps: int) -> list[np.ndarray]:
+    """θ of the table's entry, if there is one."""
+    if steps not in TUNED:
+        return []
+    gaps = np.log(-np.diff(np.log([TOP, *TUNED[steps].levels])))
+    return [np.array([*gaps, *(w for i, row in enumerate(TUNED[steps].weights) for w in row[: min(i + 1, MEMORY) - 1])])]
 
 
 def write(found: dict[int, np.ndarray]) -> None:
-    """tuned.py with these and the entries that it had."""
-    from unfog.diffusion.tuned import TUNED, Tuned
-
-    table = dict(TUNED)
+    """tuned.json with these and the entries that it had; a row of weights a line."""
+    held = json.loads(TABLE.read_text())
     for steps, theta in found.items():
         levels, weights = unpack(torch.tensor(theta)[None], steps)
-        rows = tuple(tuple(round(w, 5) for w in weights[0, i, 1 : min(i + 1, MEMORY)].tolist()) for i in range(steps))
-        table[steps] = Tuned(tuple(float(f"{level:.5g}") for level in levels[0, 1:].tolist()), rows)
-    lines = []
-    for steps in sorted(table):
-        entry = table[steps]
-        rows = [f"            {row}," for row in entry.weights]
-        lines += [f"    {steps}: Tuned(", f"        {entry.levels},", "        (", *rows, "        ),", "    ),"]
-    text = TABLE.read_text()
-    head = text[: text.index("TUNED: dict")]
-    TABLE.write_text(head + "TUNED: dict[int, Tuned] = {\n" + "\n".join(lines) + "\n}  # fmt: skip\n")
+        rows = [[round(w, 5) for w in weights[0, i, 1 : min(i + 1, MEMORY)].tolist()] for i in range(steps)]
+        held["tables"][str(steps)] = {"levels": [float(f"{level:.5g}") for level in levels[0, 1:].tolist()], "weights": rows}
+    held["tables"] = dict(sorted(held["tables"].items(), key=lambda entry: int(entry[0])))
+    text = json.dumps(held, indent=1)
+    TABLE.write_text(
+        re.sub(r"\[[^\[\]]*\]", lambda row: re.sub(r"\s+", " ", row[0]).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
+    )
 
 
 def main() -> None:
@@ -265,14 +249,16 @@ def main() -> None:
     learn, test = population(1, LEARN), population(2, TEST)
     for steps in [int(word) for word in sys.argv[1:]] or [5, 8, 10, 15, 20]:
         bar, other = bars(learn, steps), bars(test, steps)
-        starts = [exponential_adams(steps, lowest, rho) for lowest in (0.02, 0.05, 0.1, 0.2, 0.3) for rho in (None, 7.0)]
-        theta = min(starts, key=lambda start: float(ratios(learn, bar, start, steps).square().sum()))
-        for power in (1.0, 3.0):
-            theta = improve(learn, bar, theta, steps, power, rounds=40, minutes=10.0)
-            for name, groups, level in (("learned on", learn, bar), ("held out", test, other)):
-                found = ratios(groups, level, theta, steps)
-                print(f"{steps:>3} p {power:g} {name:>10}: error/best peer, geometric mean {found.log().mean().exp():.3f}, "
-                      f"at most 1 on {int((found <= 1).sum())} of {len(found)}, worst {found.max():.2f}", flush=True)  # fmt: skip
+        ends = (0.02, 0.05, 0.1, 0.2, 0.3)
+        spreads = [np.geomspace(TOP, end, steps) for end in ends]
+        spreads += [np.linspace(TOP ** (1 / 7), end ** (1 / 7), steps) ** 7 for end in ends]
+        schedule = EDM(sigma_max=TOP)
+        spreads.append(np.exp(-0.5 * schedule.logsnr(make_grid("auto", schedule, steps)[:-1])))  # between the table's others
+        theta = improve(learn, bar, [*map(exponential_adams, spreads), *known(steps)], steps, rounds=400)
+        for name, groups, level in (("learned on", learn, bar), ("held out", test, other)):
+            found = ratios(groups, level, theta, steps)
+            print(f"{steps:>3} {name:>10}: error/best peer, geometric mean {found.log().mean().exp():.3f}, at most 1 on "
+                  f"{int((found <= 1).sum())} of {len(found)}, worst {found.max():.2f}", flush=True)  # fmt: skip
         write({steps: theta})
 
 

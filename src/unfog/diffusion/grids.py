@@ -177,7 +177,7 @@ def ays(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, mo
 
 
 def auto(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0) -> np.ndarray:
-    """Levels of σ/α learned for this number of steps (tuned.py), for data of standard deviation near 1.
+    """Levels of σ/α learned for this number of steps (tuned.json), for data of standard deviation near 1.
 
     Numbers of steps between the tabulated ones are read off the nearest two; beyond the last, its curve is refined and
     σ_min falls as steps⁻². Levels outside start and end are left out and the rest is refined to `steps`.

@@ -1,13 +1,14 @@
 """What the sampler and the grid "auto" know: for each number of evaluations, levels of σ/α and weights of past results.
 
-Made by tools/tune_auto.py on a population of random mixtures of standard deviation 1; no model and no data set entered.
+tuned.json is made by tools/tune_auto.py on a population of random mixtures of standard deviation 1; no model and no data set
+entered.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import NamedTuple
-
-TOP = 157.4  # σ/α at which the population's runs began; other starts replace it
 
 
 class Tuned(NamedTuple):
@@ -17,63 +18,8 @@ class Tuned(NamedTuple):
     weights: tuple[tuple[float, ...], ...]
 
 
-TUNED: dict[int, Tuned] = {
-    5: Tuned(
-        (4.9779, 1.2704, 0.47024, 0.092164),
-        (
-            (),
-            (-0.90029,),
-            (-1.65218, 0.65773),
-            (-0.4023, 0.23104, -0.08221),
-            (-1.1917, 0.11421, -0.01431),
-        ),
-    ),
-    8: Tuned(
-        (14.258, 3.7034, 1.8248, 0.8689, 0.50901, 0.21412, 0.04159),
-        (
-            (),
-            (-1.15668,),
-            (-2.59195, 1.38162),
-            (-1.52905, 0.95453, -0.37452),
-            (-1.86133, 0.99416, -0.19532),
-            (-0.89903, 0.44556, -0.10901),
-            (-0.56288, 0.1304, -0.02738),
-            (-1.34182, 0.29546, -0.02265),
-        ),
-    ),
-    10: Tuned(
-        (32.159, 9.2269, 4.2581, 2.329, 1.2641, 0.86119, 0.39524, 0.17082, 0.029999),
-        (
-            (),
-            (-1.239,),
-            (-1.70739, 0.80749),
-            (-1.07578, 0.50501, -0.02516),
-            (-1.54406, 0.18741, -0.10328),
-            (-1.92065, 1.24712, 0.0147),
-            (-1.25603, 0.16549, -0.06123),
-            (-1.12057, 0.62151, -0.02082),
-            (-0.79964, 0.1449, -0.04913),
-            (-1.71833, 0.70044, -0.05217),
-        ),
-    ),
-    15: Tuned(
-        (15.78, 9.873, 5.5029, 3.6861, 2.7747, 1.8876, 1.3403, 1.0788, 0.6091, 0.44744, 0.24933, 0.13914, 0.046474, 0.0076632),
-        (
-            (),
-            (-1.86103,),
-            (-1.60747, 0.63449),
-            (-1.64447, 0.90657, -0.1436),
-            (-2.39944, 0.97141, -0.11757),
-            (-2.00045, 0.9089, -0.26646),
-            (-1.45418, 1.06958, -0.10231),
-            (-2.71018, 0.6407, -0.0448),
-            (-1.09782, 0.65373, -0.18864),
-            (-1.98994, 0.55852, 0.06305),
-            (-1.28023, 0.51603, -0.10675),
-            (-1.1901, 0.62375, -0.10898),
-            (-1.26704, 0.26427, -0.04043),
-            (-0.92301, 0.57424, -0.06971),
-            (-1.01339, 0.06193, -0.06067),
-        ),
-    ),
-}  # fmt: skip
+_FILE = json.loads(Path(__file__).with_name("tuned.json").read_text(encoding="utf-8"))
+TOP: float = _FILE["start"]  # σ/α at which the population's runs began; other starts replace it
+TUNED = {
+    int(steps): Tuned(tuple(entry["levels"]), tuple(map(tuple, entry["weights"]))) for steps, entry in _FILE["tables"].items()
+}

@@ -2,9 +2,9 @@
 
     x_j = (σ_j/σ_i)·x_i + (α_j − α_i·σ_j/σ_i)·Σ_k w_k·D_{i−k},   Σ_k w_k = 1
 
-order 3 (exponential Adams) on any grid but its own; on grid "auto" with as many steps as tuned.py has, the learned weights ·
+order 3 (exponential Adams) on any grid but its own; on grid "auto" with as many steps as tuned.json has, the learned weights ·
 1 NFE a step · deterministic · also known as: — · not to be confused with: a sampler fitted to one model (fit.py)
-· source: tuned.py, made by tools/tune_auto.py. Only log-SNR enters, so one table serves every schedule.
+· source: tuned.json, made by tools/tune_auto.py. Only log-SNR enters, so one table serves every schedule.
 """
 
 from __future__ import annotations
