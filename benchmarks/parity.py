@@ -472,6 +472,7 @@ add_k("dpmpp_2m", "dpmpp_2m")
 for theirs, kind in (("midpoint", "midpoint"), ("heun", "exact")):
     add_k("dpmpp_2m_sde", "dpmpp_2m_sde", {"solver_type": theirs}, theirs, lambda steps, peer, kind=kind: {"kind": kind})
 add_k("dpmpp_2m_sde", "dpmpp_2m_sde", {"eta": 0.5}, "eta 0.5", lambda steps, peer: {"eta": 0.5})
+add_k("dpmpp_sde", "dpmpp_sde", {"eta": 0.0}, "eta 0", lambda steps, peer: {"eta": 0.0})
 add_k("dpmpp_3m_sde", "dpmpp_3m_sde", ours_options=lambda steps, peer: {"kind": "published"})
 add_k("dpmpp_3m_sde", "dpmpp_3m", {"eta": 0.0}, "eta 0", lambda steps, peer: {"kind": "published"})
 
@@ -514,7 +515,7 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
     "diffusers SA-Solver 2, 2 tau 1": (CHANGED, "the peer weighs the slope with h²/2, not with its exact integral"),
 }  # fmt: skip
 NOT_COMPARED = {
-    "k-diffusion dpmpp_sde, diffusers DPMSolverSDE": "we have no single-step SDE sampler",
+    "k-diffusion dpmpp_sde with noise, diffusers DPMSolverSDE": "their noise is a Brownian path in σ, ours the path of the SDE",
     "k-diffusion dpm_fast, dpm_adaptive": "their levels are chosen by error or mix orders",
     "diffusers DPMSolverSinglestep on uneven levels": "its stages are where the list has them; ours are even in log-SNR",
     "diffusers PNDM with its Runge–Kutta start": "not a plan of ours",
@@ -525,16 +526,19 @@ def sa_slope(tau: float) -> Change:
     """The slope weighted with (1 + τ²)·α_j·h²/2, in predictor and corrector."""
 
     def change(plan: Plan, nodes: Nodes, schedule: Any) -> Plan:
-        b, look = plan.b.copy(), plan.B.copy()
+        b = plan.b.copy()
+        before = after = np.zeros(plan.b.shape[1])  # what changes in the last prediction and in its correction
         for i in range(nodes.steps):
             h = multistep.width(nodes, i)
+            look, better = np.zeros_like(before), np.zeros_like(before)
             if math.isfinite(h):
                 more = (1.0 + tau**2) * nodes.alpha[i + 1] * h * h / 2.0 - multistep.moment(nodes, i, 1, "x0", tau**2)
+                better[:2] = np.array([more, -more]) / h
                 if i:
-                    look[i, :2] += np.array([more, -more]) / multistep.width(nodes, i - 1)
-                if i + 1 < nodes.steps:
-                    b[i + 1, :2] += np.array([more, -more]) / h
-        return replace(plan, b=b, B=look)
+                    look[:2] = np.array([more, -more]) / multistep.width(nodes, i - 1)
+            b[i] += look + plan.a[i] * (after - np.append(0.0, before[:-1]))
+            before, after = look, better
+        return replace(plan, b=b)
 
     return change
 

@@ -215,6 +215,32 @@ def test_dpmpp_2s(eta):
     agree(got, x)
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_dpmpp_sde(eta):
+    """k-diffusion's sample_dpmpp_sde, r = ½; the step's noise is the middle's, carried on by σ″·e^{−h/2}/σ′, and a new part."""
+    got, x, denoised = edm_setting("dpmpp_sde", eta=eta)
+    for i, (now, after) in enumerate(PAIRS):
+        if not after:
+            x = denoised(x, now)
+            continue
+        middle, both = math.sqrt(now * after), 0.0
+        x0, half = denoised(x, now), x
+        for target in (middle, after):
+            down, up = ancestral(now, target) if eta else (target, 0.0)
+            half = down / now * x + (1.0 - down / now) * x0
+            if up:
+                first = ancestral(now, middle)[1] * (after / middle) ** 2
+                both = (
+                    up * draw(2 * i + 1)
+                    if target == middle
+                    else first * draw(2 * i + 1) + (up**2 - first**2) ** 0.5 * draw(2 * i + 2)
+                )
+            half = half + both
+            x0 = denoised(half, target) if target == middle else x0
+        x = half
+    agree(got, x)
+
+
 def test_dpm_solver_3():
     """Lu et al. 2022a, Alg. 2 (DPM-Solver-3), r₁ = ⅓, r₂ = ⅔."""
     got, x, denoised, alpha, sigma = vp_setting("dpm_3")

@@ -34,6 +34,7 @@ PLANS = [(name, {}) for name in SAMPLERS] + [
     ("heun", {"churn": 20.0, "s_noise": 1.003}),
     ("dpm_2", {"eta": 0.4}),
     ("dpmpp_2m_sde", {"kind": "exact", "eta": 0.5}),
+    ("dpmpp_sde", {"eta": 0.5}),
     ("sa_solver", {"tau": 0.5, "order": 3, "corrector": 4}),
     ("sa_solver", {"corrector": 0}),
 ]
@@ -337,6 +338,7 @@ def same(one, other):
         (("sa_solver", {"tau": 0.0, "order": 2, "corrector": 0}), ("exp_adams", {"order": 2})),
         (("dpm_2_a", {"eta": 0.0}), ("dpm_2", {})),
         (("dpmpp_2s_a", {"eta": 0.0}), ("dpmpp_2s", {})),
+        (("dpmpp_sde", {"eta": 0.0}), ("dpmpp_2s", {})),
         (("restart", {"repeats": 0}), ("heun", {})),
         (("heun", {"churn": 0.0}), ("heun", {})),
     ],

@@ -57,6 +57,7 @@ LIMITS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "restart": ({"repeats": 0}, "heun", {}),
     "dpm_2_a": ({"eta": 0.0}, "dpm_2", {}),
     "dpmpp_2s_a": ({"eta": 0.0}, "dpmpp_2s", {}),
+    "dpmpp_sde": ({"eta": 0.0}, "dpmpp_2s", {}),
     "dpmpp_2m_sde": ({"eta": 0.0}, "dpmpp_2m", {}),
     "dpmpp_3m_sde": ({"eta": 0.0}, "dpmpp_3m", {}),
     "sa_solver": ({"tau": 0.0, "corrector": 0}, "exp_adams", {"order": 2}),

@@ -27,6 +27,7 @@ from unfog.diffusion.samplers import (
     repaint,
     restart,
     sa_solver,
+    sde_singlestep,
     singlestep,
     unipc,
 )
@@ -90,6 +91,9 @@ SAMPLERS: dict[str, Sampler] = {
         singlestep.dpmpp_2s_a, 1, 2, True, _names("dpm++_2s_a dpmpp_2s_ancestral k_dpmpp_2s_a"), "arXiv:2211.01095"
     ),
     "dpmpp_3s": Sampler(singlestep.dpmpp_3s, 3, 3, False, _names("dpm++_3s"), "arXiv:2211.01095"),
+    "dpmpp_sde": Sampler(
+        sde_singlestep.plan, 1, 2, True, _names("dpm++_sde k_dpmpp_sde DPMSolverSDEScheduler"), "arXiv:2211.01095"
+    ),
     "dpmpp_2m": Sampler(
         dpm_solver.plan, 2, 1, False,
         _names("dpm++_2m k_dpmpp_2m dpm_solver++ dpm_solver_multistep DPMSolverMultistepScheduler"),
