@@ -26,6 +26,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ import torch
 from sampler_targets import DOUBLE, TARGETS, Case, case
 from torch import Tensor
 
-from unfog.diffusion import Problem, fit, make_grid, make_plan, sample
+from unfog.diffusion import Plan, Problem, fit, make_grid, make_plan, sample
 from unfog.diffusion.fit import error
 from unfog.diffusion.schedules import Table
+from unfog.diffusion.tuned import LARGE, TUNED
 
 BUDGETS = (5, 8, 10, 15, 20)
 FITTED = (5, 8)
@@ -151,21 +153,29 @@ def peer_errors(found: Case, budget: int) -> dict[str, float]:
     return errors
 
 
-def ours(found: Case, budget: int) -> float:
-    plan = make_plan("auto", found.schedule, make_grid("auto", found.schedule, budget))
+def default(found: Case, budget: int) -> tuple[Plan, Tensor]:
+    """Our rule for a number of evaluations, and the start: as wide as the process where the plan starts."""
+    grid = make_grid("auto", found.schedule, budget, dimension=found.x[0].numel())
+    plan = make_plan("auto", found.schedule, grid)
     assert plan.nfe == budget
-    return found.error(sample(plan, found.denoiser, found.x))
+    at, whole = (math.hypot(found.schedule.alpha(t), found.schedule.sigma(t)) for t in (plan.start, 1.0))
+    return plan, found.x * (at / whole)
+
+
+def ours(found: Case, budget: int) -> float:
+    plan, x = default(found, budget)
+    return found.error(sample(plan, found.denoiser, x))
 
 
 def fitted(name: str, path: str, found: Case, budget: int, minutes: float) -> float:
     """The error on `found`'s noises of a plan learned from others."""
     other = case(name, path, first_seed=1)
     count = max(8, min(256, 2048 // other.x[0].numel()))
-    problem = Problem(found.denoiser, other.x[:count], other.fine[:count])
-    grid = make_grid("auto", found.schedule, budget)
-    start = make_plan("auto", found.schedule, grid)
+    start, x = default(other, budget)
+    problem = Problem(other.denoiser, x[:count], other.fine[:count])
+    grid = [*start.t, 0.0]
     learned = fit([problem], found.schedule, grid, sampler="exp_adams", start=start, minutes=minutes)
-    return error(learned.plan, [Problem(found.denoiser, found.x, found.fine)])
+    return error(learned.plan, [Problem(found.denoiser, default(found, budget)[1], found.fine)])
 
 
 def measure(names: list[str], budgets: tuple[int, ...], minutes: float) -> list[dict[str, Any]]:
@@ -177,12 +187,18 @@ def measure(names: list[str], budgets: tuple[int, ...], minutes: float) -> list[
                 peers = peer_errors(found, budget)
                 best = min((value, key) for key, value in peers.items() if not math.isnan(value))
                 row = {"target": name, "path": path, "nfe": budget, "auto": ours(found, budget), "best_peer": best[0],
-                       "which": best[1], "peers": peers}  # fmt: skip
+                       "which": best[1], "numbers": found.x[0].numel(), "peers": peers}  # fmt: skip
+                row["table"] = table(row)
                 if budget in FITTED and minutes:
                     row["fit"] = fitted(name, path, found, budget, minutes)
                 rows.append(row)
                 print(line(row), flush=True)
     return rows
+
+
+def table(row: dict[str, Any]) -> str:
+    """Which learned numbers a row used; older rows that used others are not kept."""
+    return sha256(repr(TUNED["small" if row["numbers"] < LARGE else "large"].get(row["nfe"])).encode()).hexdigest()[:8]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -249,8 +265,12 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    began = time.time()
-    rows = measure([*asked.targets, *([asked.model] if asked.model else [])], tuple(asked.budgets), asked.fit_minutes)
+    began, rows = time.time(), json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
+    new = measure([*asked.targets, *([asked.model] if asked.model else [])], tuple(asked.budgets), asked.fit_minutes)
+    place = {(row["target"], row["path"], row["nfe"]): row for row in rows if row["table"] == table(row)}
+    place |= {(row["target"], row["path"], row["nfe"]): row for row in new}  # what was not measured now stays
+    names = [*TARGETS, *sorted({row["target"] for row in place.values()} - set(TARGETS))]
+    rows = [place[key] for key in sorted(place, key=lambda key: (names.index(key[0]), key[1:]))]
     result = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "peers": versions(),
               "seconds": round(time.time() - began), "summary": summary(rows), "rows": rows}  # fmt: skip
     asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,19 @@
-"""Learn the table behind the sampler and the grid "auto": python tools/tune_auto.py [5 8 10 15 20]   rewrites tuned.json.
+"""Learn the table behind the sampler and the grid "auto": python tools/tune_auto.py small|large [5 8 10 15 20]   rewrites
+tuned.json.
 
-A population of random Gaussian mixtures (2 to 256 dimensions, flat to steep spectra, wide and narrow, some of them next to
-points) has exact denoisers. For each number of evaluations, levels of σ/α and consistent weights of the last four results are
-learned by Adam, through the whole run, so that it ends where a fine trajectory from the same noise does:
+A population of random Gaussian mixtures (2 to 256 dimensions, flat to steep spectra, wide and narrow, some next to points, some
+large and guided, as pictures are) has exact denoisers. For each number of evaluations, levels of σ/α and consistent weights of
+the last four results are learned by Adam, through the whole run, so that it ends where a fine trajectory from the same noise
+does:
 
     min over θ of  Σ_T ¼·ln(1 + (e_T/0.9·bar_T)⁴) + 0.15·ln(e_T/bar_T)      e_T the mean error on target T
 
 which asks to be below the bar everywhere rather than far below it somewhere. bar_T is the least error on T (but no less than
-0.006) of 32 settings that other tools offer (multistep solvers on Karras, exponential, uniform and flow grids), run by our own
-plans, which equal theirs (benchmarks/parity.py). Starts: order-3 exponential Adams on several grids, and what the table holds.
-None of the targets of benchmarks/samplers.py is in the population. A second population, never fitted to, is reported. All
-targets of one dimension go as one batch, in y = x/α from σ/α = 157 on (the DDPM table's end; a start from pure noise differs
-by less than 1 %).
+0.006·(5/n)²) of 32 settings that other tools offer (multistep solvers on Karras, exponential, uniform and flow grids), run by
+our own plans, which equal theirs (benchmarks/parity.py). Starts: order-3 exponential Adams on several grids, and what the table
+holds. None of the targets of benchmarks/samplers.py is in the populations, and no model. A second population, never fitted to,
+is reported. All targets of one dimension go as one batch, in y = x/α from σ/α = 157 on (the DDPM table's end; a start from pure
+noise differs by less than 1 %).
 """
 
 from __future__ import annotations
@@ -36,21 +38,34 @@ from unfog.diffusion.tuned import TUNED
 TOP = 157.4
 MEMORY = 4
 DOUBLE = torch.float64
-LEARN = ((2, 8, 32, 8), (3, 10, 24, 8), (6, 12, 16, 5), (16, 12, 10, 5),
-         (32, 12, 8, 5), (64, 12, 6, 6), (128, 8, 5, 4), (256, 6, 4, 2))  # fmt: skip
-TEST = ((2, 8, 32, 4), (4, 12, 24, 4), (8, 10, 16, 3), (24, 12, 8, 3), (64, 12, 8, 3), (200, 8, 4, 2))
-FLOOR = 0.006  # of a peer's error: below, one trajectory in another mode decides, and nothing is left to learn
+LEARN = {
+    "small": ((2, 8, 32, 8, 1.0), (3, 10, 24, 8, 1.0), (6, 12, 16, 5, 1.0), (16, 12, 10, 5, 1.0),
+              (32, 12, 8, 5, 1.0), (64, 12, 6, 6, 1.0), (128, 8, 5, 4, 1.0), (256, 6, 4, 2, 1.0)),
+    "large": ((32, 24, 8, 8, 4.0), (64, 32, 8, 8, 8.0), (128, 24, 6, 8, 8.0), (64, 32, 8, 8, 16.0)),
+}  # fmt: skip
+TEST = {
+    "small": ((2, 8, 32, 4, 1.0), (4, 12, 24, 4, 1.0), (8, 10, 16, 3, 1.0), (24, 12, 8, 3, 1.0), (64, 12, 8, 3, 1.0),
+              (200, 8, 4, 2, 1.0)),
+    "large": ((48, 24, 8, 5, 6.0), (96, 32, 8, 5, 10.0)),
+}  # fmt: skip
+FLOOR = 0.006  # of a peer's error at 5 evaluations, falling as (5/n)²: below, one trajectory in another mode decides
 TABLE = Path(__file__).parent.parent / "src" / "unfog" / "diffusion" / "tuned.json"
 
 
 @dataclass
 class Group:
-    """Targets of one dimension: means and variances (T, K, d), log weights (T, K), noise (T, S, d), where it ends."""
+    """Targets of one dimension: means and variances (T, K, d), log weights (T, K), noise (T, S, d), where it ends.
+
+    guidance (T,): w of D + w·(D of the first quarter of the modes − D); 0 asks for all modes, 1 for that quarter, more
+    exaggerates it. scale: the data's standard deviation in these d dimensions.
+    """
 
     means: Tensor
     variances: Tensor
     log_weights: Tensor
     z: Tensor
+    guidance: Tensor
+    scale: float
     fine: Tensor
 
     def denoise(self, y: Tensor, level: Tensor) -> Tensor:
@@ -61,18 +76,24 @@ class Group:
         square = square + (mu * mu * inverse).sum(-1)[:, :, None, :]
         score = self.log_weights[None, :, None, :] - 0.5 * square - 0.5 * total.log().sum(-1)[:, :, None, :]
         share, pull = torch.softmax(score, -1), self.variances[None] * inverse
+        first = torch.arange(score.shape[-1]) < (score.shape[-1] + 3) // 4
+        asked = torch.softmax(score.masked_fill(~first, -math.inf), -1)
+        share = share + self.guidance.view(1, -1, 1, 1) * (asked - share)
         return torch.einsum("ptsk,ptkd->ptsd", share, mu * (1.0 - pull)) + y * torch.einsum("ptsk,ptkd->ptsd", share, pull)
 
     def errors(self, y: Tensor) -> Tensor:
         """(P, T) mean distance to the fine ends, in the data's standard deviation."""
-        return ((y - self.fine).norm(dim=-1) / math.sqrt(y.shape[-1])).mean(-1)
+        return ((y - self.fine).norm(dim=-1) / (self.scale * math.sqrt(y.shape[-1]))).mean(-1)
 
 
-def population(seed: int, spec: Sequence[tuple[int, int, int, int]]) -> list[Group]:
-    """Random mixtures: (dimension, modes, noises, targets) a group; each of mean 0 and standard deviation 1."""
+def population(seed: int, spec: Sequence[tuple[int, int, int, int, float]]) -> list[Group]:
+    """Random mixtures: (dimension, modes, noises, targets, scale) a group; each of mean 0 and standard deviation `scale`.
+
+    A scale above 1 stands for the d strongest of scale²·d dimensions, as pictures have their variance in few of many.
+    """
     rng = np.random.default_rng(seed)
     groups = []
-    for d, modes, noises, targets in spec:
+    for d, modes, noises, targets, scale in spec:
         means, variances = np.zeros((targets, modes, d)), np.zeros((targets, modes, d))
         logs = np.zeros((targets, modes))
         rank = np.arange(1, d + 1)
@@ -90,9 +111,11 @@ def population(seed: int, spec: Sequence[tuple[int, int, int, int]]) -> list[Gro
             weights = rng.dirichlet(np.full(modes, 3.0))
             m = m - (weights[:, None] * m).sum(0)
             unit = (weights[:, None] * (m**2 + wide**2)).sum(0).mean()
-            means[t], variances[t], logs[t] = m / np.sqrt(unit), wide**2 / unit, np.log(weights)
+            means[t], variances[t], logs[t] = scale * m / np.sqrt(unit), scale**2 * wide**2 / unit, np.log(weights)
         z = rng.standard_normal((targets, noises, d))
-        group = Group(*(torch.tensor(v) for v in (means, variances, logs, z)), fine=torch.zeros(0))
+        guidance = np.where(rng.random(targets) < 0.5, 0.0, rng.uniform(1.0, 4.0, targets)) * (scale > 1.0)
+        arrays = (torch.tensor(v) for v in (means, variances, logs, z, guidance))
+        group = Group(*arrays, scale=scale, fine=torch.zeros(0))
         group.fine = fine(group)
         groups.append(group)
     return groups
@@ -192,7 +215,7 @@ def bars(groups: list[Group], steps: int) -> Tensor:
 
         ends = [group.errors(sample(made, ask, group.z * TOP)[None])[0] for *_, made in plans]  # type: ignore[arg-type]
         out.append(torch.stack(ends).nan_to_num(9.0).min(0).values)
-    return torch.cat(out).clamp_min(FLOOR)
+    return torch.cat(out).clamp_min(FLOOR * (5.0 / steps) ** 2)
 
 
 def ratios(groups: list[Group], bar: Tensor, theta: np.ndarray, steps: int) -> Tensor:
@@ -222,44 +245,45 @@ def improve(groups: list[Group], bar: Tensor, starts: list[np.ndarray], steps: i
     return theta.detach().numpy()[0]
 
 
-def known(steps: int) -> list[np.ndarray]:
+def known(kind: str, steps: int) -> list[np.ndarray]:
     """θ of the table's entry, if there is one."""
-    if steps not in TUNED:
+    entry = TUNED[kind].get(steps)
+    if entry is None:
         return []
-    gaps = np.log(-np.diff(np.log([TOP, *TUNED[steps].levels])))
-    return [np.array([*gaps, *(w for i, row in enumerate(TUNED[steps].weights) for w in row[: min(i + 1, MEMORY) - 1])])]
+    gaps = np.log(-np.diff(np.log([TOP, *entry.levels])))
+    return [np.array([*gaps, *(w for i, row in enumerate(entry.weights) for w in row[: min(i + 1, MEMORY) - 1])])]
 
 
-def write(found: dict[int, np.ndarray]) -> None:
-    """tuned.json with these and the entries that it had; a row of weights a line."""
+def write(kind: str, steps: int, theta: np.ndarray) -> None:
+    """Put θ into tuned.json; a row of weights a line."""
     held = json.loads(TABLE.read_text())
-    for steps, theta in found.items():
-        levels, weights = unpack(torch.tensor(theta)[None], steps)
-        rows = [[round(w, 5) for w in weights[0, i, 1 : min(i + 1, MEMORY)].tolist()] for i in range(steps)]
-        held["tables"][str(steps)] = {"levels": [float(f"{level:.5g}") for level in levels[0, 1:].tolist()], "weights": rows}
-    held["tables"] = dict(sorted(held["tables"].items(), key=lambda entry: int(entry[0])))
+    levels, weights = unpack(torch.tensor(theta)[None], steps)
+    rows = [[round(w, 5) for w in weights[0, i, 1 : min(i + 1, MEMORY)].tolist()] for i in range(steps)]
+    held[kind][str(steps)] = {"levels": [float(f"{level:.5g}") for level in levels[0, 1:].tolist()], "weights": rows}
+    held[kind] = dict(sorted(held[kind].items(), key=lambda entry: int(entry[0])))
     text = json.dumps(held, indent=1)
-    TABLE.write_text(
-        re.sub(r"\[[^\[\]]*\]", lambda row: re.sub(r"\s+", " ", row[0]).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
-    )
+    tidy = re.sub(r"\[[^\[\]]*\]", lambda row: re.sub(r"\s+", " ", row[0]).replace("[ ", "[").replace(" ]", "]"), text)
+    TABLE.write_text(tidy + "\n")
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    learn, test = population(1, LEARN), population(2, TEST)
-    for steps in [int(word) for word in sys.argv[1:]] or [5, 8, 10, 15, 20]:
+    kind, schedule = sys.argv[1], EDM(sigma_max=TOP)
+    learn, test = population(1, LEARN[kind]), population(2, TEST[kind])
+    for steps in [int(word) for word in sys.argv[2:]] or [5, 8, 10, 15, 20]:
         bar, other = bars(learn, steps), bars(test, steps)
         ends = (0.02, 0.05, 0.1, 0.2, 0.3)
         spreads = [np.geomspace(TOP, end, steps) for end in ends]
         spreads += [np.linspace(TOP ** (1 / 7), end ** (1 / 7), steps) ** 7 for end in ends]
-        schedule = EDM(sigma_max=TOP)
-        spreads.append(np.exp(-0.5 * schedule.logsnr(make_grid("auto", schedule, steps)[:-1])))  # between the table's others
-        theta = improve(learn, bar, [*map(exponential_adams, spreads), *known(steps)], steps, rounds=400)
+        spreads.append(np.exp(-0.5 * schedule.logsnr(make_grid("auto", schedule, steps)[:-1])))
+        theta = improve(learn, bar, [*map(exponential_adams, spreads), *known(kind, steps)], steps, rounds=400)
         for name, groups, level in (("learned on", learn, bar), ("held out", test, other)):
             found = ratios(groups, level, theta, steps)
-            print(f"{steps:>3} {name:>10}: error/best peer, geometric mean {found.log().mean().exp():.3f}, at most 1 on "
-                  f"{int((found <= 1).sum())} of {len(found)}, worst {found.max():.2f}", flush=True)  # fmt: skip
-        write({steps: theta})
+            print(
+                f"{kind} {steps:>3} {name:>10}: error/best peer, geometric mean {found.log().mean().exp():.3f}, at most 1 on "
+                f"{int((found <= 1).sum())} of {len(found)}, worst {found.max():.2f}", flush=True,
+            )  # fmt: skip
+        write(kind, steps, theta)
 
 
 if __name__ == "__main__":

@@ -160,8 +160,10 @@ class Model:
                     f"steps: {name} is a plan of {plan.nfe} evaluations, not {steps}; leave steps out or learn another"
                 )
             return plan
-        grid = "auto" if name == "auto" else "logsnr"  # auto's weights were learned for its own levels
-        return make_plan(name, schedule, make_grid(grid, schedule, steps or self.defaults["steps"]))
+        steps = steps or self.defaults["steps"]
+        if name == "auto":  # its weights were learned for its own levels
+            return make_plan(name, schedule, make_grid("auto", schedule, steps, dimension=4 * self.size**2))
+        return make_plan(name, schedule, make_grid("logsnr", schedule, steps))
 
     def condition(self, prompts: Sequence[str], styles: Sequence[str | None]) -> dict[str, Tensor]:
         """Conditions of (prompt, style) pairs; a style of None is the learnt "any style"."""

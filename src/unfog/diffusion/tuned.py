@@ -1,7 +1,8 @@
 """What the sampler and the grid "auto" know: for each number of evaluations, levels of σ/α and weights of past results.
 
-tuned.json is made by tools/tune_auto.py on a population of random mixtures of standard deviation 1; no model and no data set
-entered.
+tuned.json is made by tools/tune_auto.py on two populations of random mixtures of standard deviation 1; no model and no data
+set entered. "small": up to 256 dimensions, all alike. "large": thousands, few of which carry most of the variance, as in
+pictures, and half of them guided: what an item will be is settled at higher noise levels there.
 """
 
 from __future__ import annotations
@@ -21,5 +22,7 @@ class Tuned(NamedTuple):
 _FILE = json.loads(Path(__file__).with_name("tuned.json").read_text(encoding="utf-8"))
 TOP: float = _FILE["start"]  # σ/α at which the population's runs began; other starts replace it
 TUNED = {
-    int(steps): Tuned(tuple(entry["levels"]), tuple(map(tuple, entry["weights"]))) for steps, entry in _FILE["tables"].items()
+    kind: {int(n): Tuned(tuple(entry["levels"]), tuple(map(tuple, entry["weights"]))) for n, entry in _FILE[kind].items()}
+    for kind in ("small", "large")
 }
+LARGE = 1024  # numbers in an item from which the second table holds

@@ -23,7 +23,7 @@ from unfog.requests import FitRequest
 
 FINE_STEPS = 60
 CHUNK = 16  # pictures in one call of the network
-STARTS = [("auto", "auto"), ("deis", "exponential"), ("deis", "logsnr"), ("exp_adams", "exponential"), ("exp_adams", "logsnr")]
+STARTS = [("deis", "exponential"), ("deis", "logsnr"), ("exp_adams", "exponential"), ("exp_adams", "logsnr")]
 Asked = list[tuple[str, str | None]]
 
 
@@ -90,14 +90,18 @@ def learn_plan(request: FitRequest, each: Callable[[int, float], None] | None = 
     schedule, scale = model.denoiser.process.schedule, float(model.defaults["scale"])
     name = request.name or f"fit-{request.nfe}"
     asked = _prompts(model, request.prompts, 2 * request.seeds)
-    fine = make_plan("dpmpp_3m", schedule, make_grid("logsnr", schedule, FINE_STEPS))
+    begin = model.plan("auto", request.nfe).start  # one start for all that are compared
+    fine = make_plan("dpmpp_3m", schedule, make_grid("logsnr", schedule, FINE_STEPS, start=begin))
     with torch.inference_mode():
         learn = _problems(model, asked[: request.seeds], 10_000, scale, fine)
         test = _problems(model, asked[request.seeds :], 20_000, scale, fine)
-        starts = {(s, g): make_plan(s, schedule, make_grid(g, schedule, request.nfe)) for s, g in STARTS}
+        grids = {grid: make_grid(grid, schedule, request.nfe, start=begin) for _, grid in STARTS}
+        starts = {(s, g): make_plan(s, schedule, grids[g]) for s, g in STARTS}
+        grids["auto"] = np.array([*model.plan("auto", request.nfe).t, 0.0])
+        starts["auto", "auto"] = model.plan("auto", request.nfe)
         sampler, grid = min(starts, key=lambda start: error(starts[start], learn))
         learned = fit(
-            learn, schedule, make_grid(grid, schedule, request.nfe), sampler="exp_adams" if sampler == "auto" else sampler,
+            learn, schedule, grids[grid], sampler="exp_adams" if sampler == "auto" else sampler,
             start=starts[sampler, grid] if sampler == "auto" else None, minutes=request.minutes, each=each,
         )  # fmt: skip
         usual = model.defaults["sampler"] if model.defaults["sampler"] not in model.plans else "dpmpp_2m"
