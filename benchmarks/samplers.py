@@ -198,7 +198,7 @@ def measure(names: list[str], budgets: tuple[int, ...], minutes: float) -> list[
 
 def table(row: dict[str, Any]) -> str:
     """Which learned numbers a row used; older rows that used others are not kept."""
-    return sha256(repr(TUNED["small" if row["numbers"] < LARGE else "large"].get(row["nfe"])).encode()).hexdigest()[:8]
+    return sha256(repr(TUNED["small" if row.get("numbers", 0) < LARGE else "large"].get(row["nfe"])).encode()).hexdigest()[:8]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -267,7 +267,7 @@ def main() -> None:
     torch.set_num_threads(1)
     began, rows = time.time(), json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
     new = measure([*asked.targets, *([asked.model] if asked.model else [])], tuple(asked.budgets), asked.fit_minutes)
-    place = {(row["target"], row["path"], row["nfe"]): row for row in rows if row["table"] == table(row)}
+    place = {(row["target"], row["path"], row["nfe"]): row for row in rows if row.get("table") == table(row)}
     place |= {(row["target"], row["path"], row["nfe"]): row for row in new}  # what was not measured now stays
     names = [*TARGETS, *sorted({row["target"] for row in place.values()} - set(TARGETS))]
     rows = [place[key] for key in sorted(place, key=lambda key: (names.index(key[0]), key[1:]))]
