@@ -145,7 +145,7 @@ OTHER = {  # where one step up from the default is no choice, or another option 
     ("dpmpp_2m_sde", "kind"): ({}, "exact"), ("dpmpp_3m", "kind"): ({}, "published"),
     ("dpmpp_3m_sde", "kind"): ({}, "published"), ("unipc", "kind"): ({}, "bh1"), ("exp_adams", "form"): ({}, "flow"),
     ("exp_adams", "variable"): ({}, "own"), ("exp_adams", "name"): ({}, "other"), ("flow", "tokens"): ({}, 4096),
-    ("ays", "model"): ({}, "sdxl"), ("auto", "start"): ({}, 0.5), ("auto", "dimension"): ({}, 4096),
+    ("ays", "model"): ({}, "sdxl"), ("auto", "dimension"): ({}, 4096),
 }  # fmt: skip
 
 
