@@ -113,7 +113,9 @@ def population(seed: int, spec: Sequence[tuple[int, int, int, int, float]]) -> l
             unit = (weights[:, None] * (m**2 + wide**2)).sum(0).mean()
             means[t], variances[t], logs[t] = scale * m / np.sqrt(unit), scale**2 * wide**2 / unit, np.log(weights)
         z = rng.standard_normal((targets, noises, d))
-        guidance = np.where(rng.random(targets) < 0.5, 0.0, rng.uniform(1.0, 4.0, targets)) * (scale > 1.0)
+        guidance = np.zeros(targets)
+        if scale > 1.0:
+            guidance = np.where(rng.random(targets) < 0.5, 0.0, rng.uniform(1.0, 4.0, targets))
         arrays = (torch.tensor(v) for v in (means, variances, logs, z, guidance))
         group = Group(*arrays, scale=scale, fine=torch.zeros(0))
         group.fine = fine(group)

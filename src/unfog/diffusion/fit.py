@@ -177,7 +177,7 @@ def fit(
     theta = form.initial(np.asarray(grid, dtype=np.float64))
     plan = make_plan(sampler, schedule, grid, **options)
     if plan.nfe != form.nfe or plan.stochastic or (free != "grid" and plan.B.any()):
-        raise UserError(f"fit: sampler {sampler!r} must be deterministic with one evaluation a step and no corrector")
+        raise UserError(f"fit: sampler {sampler!r} must be deterministic with one evaluation a step")
     if start is not None and free != "grid":
         theta = form.begin(theta, plan, start)
     double = all(problem.x.dtype == torch.float64 for problem in problems)
