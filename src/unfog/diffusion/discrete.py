@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfog.diffusion.checks import check_whole
 from unfog.diffusion.denoisers import Cond
 from unfog.diffusion.grids import check_grid
 from unfog.diffusion.noise import Noise
@@ -45,8 +46,7 @@ class Categorical:
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 2:
-            raise UserError(f"categorical process: classes must be a whole number of at least 2, got {self.classes!r}")
+        check_whole("categorical process", "classes", self.classes, 2)
         if self.kind not in KINDS:
             raise unknown("kind of categorical process", self.kind, KINDS)
         if isinstance(self.schedule, dict):

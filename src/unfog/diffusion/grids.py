@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from unfog.diffusion.checks import check_whole
 from unfog.diffusion.lookup import call, lookup
 from unfog.diffusion.schedules import Schedule, Shifted, Table
 from unfog.diffusion.tuned import LARGE, TOP, TUNED
@@ -124,8 +125,7 @@ def flow(
     """
     _check(steps, start, end)
     if tokens is not None:
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-            raise UserError(f"grid 'flow': tokens must be a whole number of at least 1, got {tokens!r}")
+        check_whole("grid 'flow'", "tokens", tokens, 1)
         shift = math.exp(0.5 + 0.65 * (tokens - 256) / (4096 - 256))
     if not 0.0 < shift < math.inf:
         raise UserError(f"grid 'flow': shift must be greater than 0, got {shift}")

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfog.diffusion.checks import check_whole
 from unfog.diffusion.denoisers import Cond, Denoiser
 from unfog.diffusion.noise import Noise
 from unfog.diffusion.processes import Process
@@ -102,11 +103,6 @@ def _checked(what: str, x0: Tensor, noise: Noise | None) -> Tensor:
     if noise is not None and len(noise.seeds) != len(x0):
         raise UserError(f"{what}: need one seed an item, got {len(noise.seeds)} for {len(x0)} items")
     return x0.detach().to(torch.float32 if x0.device.type == "mps" else torch.float64)
-
-
-def _whole(what: str, name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{what}: {name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _span(what: str, process: Process, end: float | None) -> tuple[float, float]:
@@ -263,13 +259,13 @@ def log_likelihood(
         raise unknown("trace", trace, TRACES)
     if prior not in PRIORS:
         raise unknown("prior", prior, PRIORS)
-    _whole(what, "steps", steps, 2)
+    check_whole(what, "steps", steps, 2)
     if steps % 2:
         raise UserError(f"{what}: steps must be even, as a second run takes half of them; got {steps}")
     signs = None
     wide = _checked(what, x0, noise if trace == "hutchinson" else None)
     if trace == "hutchinson":
-        _whole(what, "probes", probes, 2)
+        check_whole(what, "probes", probes, 2)
         if noise is None:
             raise UserError(f"{what}: trace 'hutchinson' draws probes; give noise=Noise(seeds), one seed an item")
         signs = _signs(noise, wide, probes, first_probe)
@@ -296,8 +292,8 @@ def bits_per_dim(
     Source: Theis et al. 2016, arXiv:1511.01844, §3.1.
     """
     what = "bits_per_dim"
-    _whole(what, "levels", levels, 2)
-    _whole(what, "draws", draws, 1)
+    check_whole(what, "levels", levels, 2)
+    check_whole(what, "draws", draws, 1)
     if not -math.inf < low < high < math.inf:
         raise UserError(f"{what}: need low < high, got {low}, {high}")
     wide = _checked(what, x0, noise)
@@ -340,8 +336,8 @@ def variational_bound(
     Sources: Kingma et al. 2021, arXiv:2107.00630, eq. 11 and 15; Kong et al. 2023, arXiv:2302.03792, eq. 9 (both exact).
     """
     what = "variational_bound"
-    _whole(what, "points", points, 1)
-    _whole(what, "draws", draws, 2)
+    check_whole(what, "points", points, 1)
+    check_whole(what, "draws", draws, 2)
     wide = _checked(what, x0, noise)
     process, size, batch = denoiser.process, wide[0].numel(), len(wide)
     low, high = _span(what, process, end)

@@ -25,18 +25,11 @@ from itertools import zip_longest
 import numpy as np
 
 from unfog.diffusion.nodes import Nodes
-from unfog.errors import unknown
 
 FORMS = ("x0", "eps", "flow")
 VARIABLES = ("logsnr", "own", "step")
 # Exact for polynomials to degree 95; e^u over ±40 to the last bits. Closed forms cancel at small h.
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(48)
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """UserError naming the option, its value and the nearest choice, if `value` is none of them."""
-    if value not in choices:
-        raise unknown(name, value, choices)
 
 
 def slope(nodes: Nodes, i: int, form: str) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfog.diffusion.grids import check_grid
+from unfog.diffusion.plan import Row
 from unfog.diffusion.schedules import Schedule
 from unfog.errors import UserError
 
@@ -61,3 +62,11 @@ class Nodes:
         keep = float(self.sigma[i + 1] / self.sigma[i]) * math.sqrt(1.0 - eta * eta * loss)
         new = eta * float(self.sigma[i + 1]) * math.sqrt(loss)
         return keep, float(self.alpha[i + 1] - self.alpha[i] * keep), new
+
+
+def raised(row: Row, schedule: Schedule, low: float, high: float, noise: float = 1.0) -> Row:
+    """The row that landed at time `low`, landing with fresh noise at time `high` instead: what it drew counts on."""
+    lift = float(schedule.alpha(high) / schedule.alpha(low))
+    spread = float(schedule.sigma(high)) ** 2 - (lift * float(schedule.sigma(low))) ** 2
+    fresh = math.hypot(lift * row.c, noise * math.sqrt(max(spread, 0.0)))  # two independent draws are one
+    return row._replace(a=lift * row.a, b=[lift * w for w in row.b], c=fresh)

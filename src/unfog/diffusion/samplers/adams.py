@@ -16,10 +16,10 @@ from __future__ import annotations
 import numpy as np
 
 from unfog.diffusion import multistep
+from unfog.diffusion.checks import check_choice, check_whole
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule
-from unfog.errors import UserError
 
 
 def plan(schedule: Schedule, grid: np.ndarray, order: int = 3, form: str = "x0", variable: str = "logsnr") -> Plan:
@@ -29,10 +29,9 @@ def plan(schedule: Schedule, grid: np.ndarray, order: int = 3, form: str = "x0",
 
 def adams(name: str, schedule: Schedule, grid: np.ndarray, order: int, form: str, variable: str) -> Plan:
     """What this family shares: a plan under `name`."""
-    multistep.check_choice("form", form, multistep.FORMS)
-    multistep.check_choice("variable", variable, multistep.VARIABLES)
-    if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= 8:
-        raise UserError(f"sampler {name!r}: order must be a whole number from 1 to 8, got {order!r}")
+    check_choice("form", form, multistep.FORMS)
+    check_choice("variable", variable, multistep.VARIABLES)
+    check_whole(f"sampler {name!r}", "order", order, 1, 8)
     nodes = Nodes.of(schedule, grid)
     rows: list[Row] = []
     known: list[int] = []  # nodes whose slope is remembered without a gap, newest first

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from unfog.diffusion.checks import check_eta
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule
-from unfog.errors import UserError
 
 
 def plan(schedule: Schedule, grid: np.ndarray, eta: float = 0.0) -> Plan:
     """A DDIM plan; eta in [0, 1] is the share of fresh noise (0 none, 1 ancestral)."""
-    if not 0.0 <= eta <= 1.0:
-        raise UserError(f"sampler 'ddim': eta must lie in [0, 1], got {eta}")
+    check_eta("ddim", eta)
     nodes = Nodes.of(schedule, grid)
     rows = []
     for i in range(nodes.steps):

@@ -18,19 +18,18 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.multistep import check_choice, keep, moment, slope, width
+from unfog.diffusion.checks import check_choice, check_eta
+from unfog.diffusion.multistep import keep, moment, slope, width
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule
-from unfog.errors import UserError
 
 
 def _plan(
     name: str, order: int, form: str, schedule: Schedule, grid: np.ndarray, kind: str, eta: float = 0.0, ramp_down: bool = False
 ) -> Plan:
     check_choice("kind", kind, ("midpoint", "exact") if order == 2 else ("exact", "published"))
-    if not 0.0 <= eta <= 1.0:
-        raise UserError(f"sampler {name!r}: eta must lie in [0, 1], got {eta}")
+    check_eta(name, eta)
     nodes = Nodes.of(schedule, grid)
     rows: list[Row] = []
     past: list[float] = []  # the steps h before this one, newest first

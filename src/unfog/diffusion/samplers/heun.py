@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.nodes import Nodes
+from unfog.diffusion.nodes import Nodes, raised
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule
 from unfog.errors import UserError
@@ -33,14 +33,6 @@ def step(nodes: Nodes, i: int) -> list[Row]:
     # The weight on the new slope's D′; the two D share what Euler gives to one.
     share = 0.5 if r < _SMALL_RATIO else 0.5 / r
     return [Row(float(nodes.t[i]), A=a, B=(b,)), Row(float(nodes.t[i + 1]), a, (share * b, (1.0 - share) * b))]
-
-
-def raised(row: Row, schedule: Schedule, low: float, high: float, noise: float = 1.0) -> Row:
-    """The row that landed at time `low`, landing with fresh noise at time `high` instead: what it drew counts on."""
-    lift = float(schedule.alpha(high) / schedule.alpha(low))
-    spread = float(schedule.sigma(high)) ** 2 - (lift * float(schedule.sigma(low))) ** 2
-    fresh = math.hypot(lift * row.c, noise * math.sqrt(max(spread, 0.0)))  # two independent draws are one
-    return row._replace(a=lift * row.a, b=[lift * w for w in row.b], c=fresh)
 
 
 def plan(

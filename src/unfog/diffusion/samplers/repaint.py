@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfog.diffusion.nodes import Nodes
+from unfog.diffusion.checks import check_whole
+from unfog.diffusion.nodes import Nodes, raised
 from unfog.diffusion.plan import Plan, Row
-from unfog.diffusion.samplers.heun import raised
 from unfog.diffusion.schedules import Schedule
-from unfog.errors import UserError
 
 
 def plan(schedule: Schedule, grid: np.ndarray, repeats: int = 4, jump: int = 1) -> Plan:
     """repeats at least 0; jump at least 1, in grid steps."""
-    for what, value, low in (("repeats", repeats, 0), ("jump", jump, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise UserError(f"sampler 'repaint': {what} must be a whole number from {low}, got {value!r}")
+    check_whole("sampler 'repaint'", "repeats", repeats, 0)
+    check_whole("sampler 'repaint'", "jump", jump, 1)
     nodes = Nodes.of(schedule, grid)
     rows: list[Row] = []
     for first in range(0, nodes.steps, jump):

@@ -14,7 +14,8 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.nodes import Nodes
+from unfog.diffusion.checks import check_whole
+from unfog.diffusion.nodes import Nodes, raised
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.samplers import heun
 from unfog.diffusion.schedules import Schedule
@@ -27,8 +28,9 @@ def plan(
     """0 < low < high in σ/α; repeats at least 0; s_noise at least 0 scales the draws."""
     if not 0.0 < low < high < math.inf:
         raise UserError(f"sampler 'restart': need 0 < low < high, got {low}, {high}")
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 0 or not s_noise >= 0.0:
-        raise UserError("sampler 'restart': repeats must be a whole number from 0, s_noise a number from 0")
+    check_whole("sampler 'restart'", "repeats", repeats, 0)
+    if not s_noise >= 0.0:
+        raise UserError(f"sampler 'restart': s_noise must be a number from 0, got {s_noise}")
     nodes = Nodes.of(schedule, grid)
     half = np.where(np.isfinite(nodes.half), nodes.half, np.copysign(1e9, nodes.half))
     top, bottom = (int(np.argmin(np.abs(half + math.log(level)))) for level in (high, low))
@@ -37,7 +39,7 @@ def plan(
         rows += heun.step(nodes, i)
         if i + 1 == bottom and top < bottom and nodes.sigma[bottom] > 0.0 and nodes.alpha[top] > 0.0:
             for _ in range(repeats):
-                rows[-1] = heun.raised(rows[-1], schedule, float(nodes.t[bottom]), float(nodes.t[top]), s_noise)
+                rows[-1] = raised(rows[-1], schedule, float(nodes.t[bottom]), float(nodes.t[top]), s_noise)
                 for back in range(top, bottom):
                     rows += heun.step(nodes, back)
     return Plan.of("restart", rows, float(nodes.t[-1]))

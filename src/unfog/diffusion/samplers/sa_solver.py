@@ -16,6 +16,7 @@ import math
 
 import numpy as np
 
+from unfog.diffusion.checks import check_whole
 from unfog.diffusion.multistep import added, keep, weights
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
@@ -29,9 +30,8 @@ def plan(schedule: Schedule, grid: np.ndarray, tau: float = 1.0, order: int = 2,
     """
     if not 0.0 <= tau <= 2.0:
         raise UserError(f"sampler 'sa_solver': tau must lie in [0, 2], got {tau}")
-    for what, value, low in (("order", order, 1), ("corrector", corrector, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 6:
-            raise UserError(f"sampler 'sa_solver': {what} must be a whole number from {low} to 6, got {value!r}")
+    check_whole("sampler 'sa_solver'", "order", order, 1, 6)
+    check_whole("sampler 'sa_solver'", "corrector", corrector, 0, 6)
     nodes, eta = Nodes.of(schedule, grid), tau * tau
     rows: list[Row] = []
     known: list[int] = []

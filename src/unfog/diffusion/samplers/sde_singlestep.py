@@ -16,17 +16,16 @@ import math
 
 import numpy as np
 
+from unfog.diffusion.checks import check_eta
 from unfog.diffusion.multistep import keep, moment
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule
-from unfog.errors import UserError
 
 
 def plan(schedule: Schedule, grid: np.ndarray, eta: float = 1.0) -> Plan:
     """eta in [0, 1] scales the noise; 0 is 2S."""
-    if not 0.0 <= eta <= 1.0:
-        raise UserError(f"sampler 'dpmpp_sde': eta must lie in [0, 1], got {eta}")
+    check_eta("dpmpp_sde", eta)
     nodes = Nodes.of(schedule, grid)
     rows: list[Row] = []
     for i in range(nodes.steps):

@@ -18,16 +18,15 @@ import math
 
 import numpy as np
 
+from unfog.diffusion.checks import check_eta
 from unfog.diffusion.multistep import keep, moment, slope, weights, width
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule
-from unfog.errors import UserError
 
 
 def _plan(name: str, order: int, form: str, schedule: Schedule, grid: np.ndarray, eta: float) -> Plan:
-    if not 0.0 <= eta <= 1.0:
-        raise UserError(f"sampler {name!r}: eta must lie in [0, 1], got {eta}")
+    check_eta(name, eta)
     nodes = Nodes.of(schedule, grid)
     rows: list[Row] = []
     for i in range(nodes.steps):

@@ -17,11 +17,11 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.multistep import added, check_choice, keep, moment, weights, width
+from unfog.diffusion.checks import check_choice, check_whole
+from unfog.diffusion.multistep import added, keep, moment, weights, width
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule
-from unfog.errors import UserError
 
 
 def _fixed(nodes: Nodes, i: int, other: int, kind: str) -> list[float]:
@@ -40,8 +40,7 @@ def plan(
     ramp_down: no more results than steps that are left, as other tools do.
     """
     check_choice("kind", kind, ("bh1", "bh2"))
-    if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= 6:
-        raise UserError(f"sampler 'unipc': order must be a whole number from 1 to 6, got {order!r}")
+    check_whole("sampler 'unipc'", "order", order, 1, 6)
     nodes = Nodes.of(schedule, grid)
     rows: list[Row] = []
     known: list[int] = []  # nodes whose D is remembered and finite in λ, newest first
