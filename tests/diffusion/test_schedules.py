@@ -58,6 +58,7 @@ def test_ends_are_exact(schedule):
         assert schedule.logsnr(1.0) == -math.inf
         assert schedule.time(-math.inf) == 1.0
     else:
+        assert schedule.time(-math.inf) == math.inf  # beyond every level that it has
         assert math.isfinite(schedule.logsnr(1.0))
 
 

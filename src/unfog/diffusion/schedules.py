@@ -131,7 +131,8 @@ class VP:
             minus = 0.5 * torch.logaddexp(torch.zeros_like(u), -u)
             half = 0.5 * self.beta_min
             # The root of the quadratic in the form that does not cancel for small t.
-            return 2.0 * minus / (half + torch.sqrt(half * half + (self.beta_max - self.beta_min) * minus))
+            out = 2.0 * minus / (half + torch.sqrt(half * half + (self.beta_max - self.beta_min) * minus))
+            return torch.where(torch.isinf(minus), minus, out)
 
         return lift(value, logsnr)
 
