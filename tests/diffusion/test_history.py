@@ -6,15 +6,17 @@ Each docstring says where it happened. 1 to 6: test_history_steps.py; bugs of tr
 import dataclasses
 import json
 import math
+import socket
 
 import numpy as np
 import pytest
 import torch
 
-from unfog.diffusion.denoisers import MixtureDenoiser, Preconditioned
+from unfog.diffusion.denoisers import GaussianDenoiser, MixtureDenoiser, Preconditioned
 from unfog.diffusion.grids import make_grid
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.guidance.infill import Infill
+from unfog.diffusion.likelihood import bits_per_dim, log_likelihood
 from unfog.diffusion.losses import MinSNR
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.noise import Noise
@@ -25,6 +27,7 @@ from unfog.diffusion.samplers import make_plan
 from unfog.diffusion.schedules import EDM, VP, Cosine, Table
 from unfog.errors import UserError
 from unfog.modalities.image.codec import RGBACodec
+from unfog.model import load
 
 TABLE = Table.scaled_linear()
 
@@ -347,3 +350,45 @@ def test_20_kept_pixels_change(name):
 
     assert keeps(RGBACodec())
     assert not keeps(Averaging())
+
+
+# 21, 23: likelihood and loading
+
+
+@pytest.mark.parametrize("levels", [4, 256])
+def test_21_an_offset_of_bits_that_holds_for_eight_bits_only(levels):
+    """score_sde_pytorch#51: 7 is added to −log₂ p/n whatever values the data takes: −log₂ of 1/128, the step of 8 bits."""
+    width, std = 2.0 / (levels - 1), 0.8
+    x0 = (-1.0 + width * torch.arange(0, levels, levels // 4).double())[:, None].expand(-1, 3)
+    denoiser, noise = GaussianDenoiser(Gaussian(VP()), torch.zeros(3), std=std), Noise(range(len(x0)))
+
+    def is_the_bound(bits):
+        """E_u of −log₂ N(x0 + (u − ½)·w) − log₂ w, the mean square of x0 + (u − ½)·w being x0² + w²/12."""
+        exact = (x0.square() + width**2 / 12.0) / (2.0 * std**2) + 0.5 * math.log(2.0 * math.pi * std**2) - math.log(width)
+        return abs(float(bits) - float(exact.mean()) / math.log(2.0)) < 0.15
+
+    def eight_bits():
+        result = log_likelihood(denoiser, x0, noise=noise, steps=8)
+        return 7.0 - result.log_prob.mean() / (3 * math.log(2.0))
+
+    assert is_the_bound(bits_per_dim(denoiser, x0, noise=noise, levels=levels, draws=8, steps=8).value)
+    assert is_the_bound(eight_bits()) == (levels == 256)
+
+
+def test_23_loading_asks_the_network(monkeypatch):
+    """diffusers#3729: a model that is all there asks for a configuration elsewhere."""
+
+    def refuse(*_):
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+    def works(ask):
+        try:
+            return load("emoji-64").condition(ask("a red apple"), [None])["text"].shape[0] == 1
+        except OSError:
+            return False
+
+    assert works(lambda prompt: [prompt])
+    assert not works(lambda prompt: [prompt, socket.create_connection(("127.0.0.1", 9), timeout=1)])

@@ -182,7 +182,7 @@ def fit(
         theta = form.begin(theta, plan, start)
     double = all(problem.x.dtype == torch.float64 for problem in problems)
     step = 1e-6 if double else 2e-3
-    began, evaluations, damping, done = time.monotonic(), 0, 1e-2, 0
+    began, evaluations, damping, done = time.monotonic(), form.nfe, 1e-2, 0
 
     def trial(value: np.ndarray) -> tuple[Plan, list[list[State]], float]:
         made = form.plan(value)
@@ -191,7 +191,6 @@ def fit(
         return made, traces, float(np.mean(each_error))
 
     plan, traces, best = trial(theta)
-    evaluations += form.nfe
     while done < rounds and time.monotonic() - began < 60.0 * minutes:
         normal = np.zeros((len(theta), len(theta)))
         right = np.zeros(len(theta))
