@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from unfog.diffusion.denoisers import MixtureDenoiser
+from unfog.diffusion.denoisers import GaussianDenoiser, MixtureDenoiser
 from unfog.diffusion.fit import Problem, error, fit
 from unfog.diffusion.grids import make_grid
 from unfog.diffusion.noise import Noise
@@ -127,10 +127,22 @@ def test_auto_is_the_same_in_every_schedule():
     torch.testing.assert_close(ends[0], ends[2], rtol=0.0, atol=1e-9)
 
 
-@pytest.mark.parametrize("steps", [5, 8, 10, 15])  # at 20 UniPC on the flow grid is a little nearer
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), EDM(sigma_max=1e5)], ids=lambda s: type(s).__name__)
+def test_auto_starts_below_pure_noise_without_losing_the_mean(schedule):
+    """From σ/α = 157 a draw of the prior lacks α·E[x0], 1/157 of the mean: nothing of that is left."""
+    exact = GaussianDenoiser(Gaussian(schedule), torch.full((4,), 3.0, dtype=torch.float64), std=0.5)
+    plan = make_plan("auto", schedule, make_grid("auto", schedule, 40))
+    noise = Noise(range(8)).normal((4,), 0, dtype=torch.float64)
+    ends = sample(plan, exact, exact.process.prior(noise, plan.start))
+    assert float((ends - (3.0 + 0.5 * noise)).abs().max()) < 2e-3
+
+
+@pytest.mark.parametrize("steps", [5, 8, 10, 15, 20])
 def test_auto_beats_untuned_samplers_on_a_target_that_it_has_not_seen(steps):
     found = problem(Linear(), list(range(48)))
-    ours = error(make_plan("auto", Linear(), make_grid("auto", Linear(), steps)), [found])
+    plan = make_plan("auto", Linear(), make_grid("auto", Linear(), steps))
+    begun = found.x * (mixture(Linear()).process.prior_std(plan.start) / mixture(Linear()).process.prior_std(1.0))
+    ours = error(plan, [Problem(found.denoise, begun, found.fine)])
     for sampler in ("dpmpp_2m", "unipc"):
         for grid in ("logsnr", "exponential", "flow"):
             assert ours < error(make_plan(sampler, Linear(), make_grid(grid, Linear(), steps)), [found]), (sampler, grid)

@@ -192,8 +192,7 @@ def fit(
 
     plan, traces, best = trial(theta)
     while done < rounds and time.monotonic() - began < 60.0 * minutes:
-        normal = np.zeros((len(theta), len(theta)))
-        right = np.zeros(len(theta))
+        normal, right = np.zeros((len(theta), len(theta))), np.zeros(len(theta))
         for problem, trace in zip(problems, traces, strict=True):
             columns = torch.stack(list(_columns(form, theta, problem, trace, step)), 1)
             gap = (trace[-1].x.double() - problem.fine.double()).flatten()

@@ -9,28 +9,33 @@ order 3 (exponential Adams) on any grid but its own; on grid "auto" with as many
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from unfog.diffusion.nodes import Nodes
-from unfog.diffusion.plan import Plan, Row
+from unfog.diffusion.plan import Plan
 from unfog.diffusion.samplers import adams
 from unfog.diffusion.schedules import Schedule
-from unfog.diffusion.tuned import TUNED, Tuned
+from unfog.diffusion.tuned import TOP, TUNED, Tuned
 
 
 def plan(schedule: Schedule, grid: np.ndarray) -> Plan:
     """The default: few steps, any schedule and data of standard deviation near 1."""
     nodes = Nodes.of(schedule, grid)
-    entry = next(
-        (table[nodes.steps] for table in TUNED.values() if nodes.steps in table and _fits(nodes, table[nodes.steps])), None
-    )
-    if entry is None or nodes.sigma[-1] > 0.0:
-        return adams.adams("auto", schedule, grid, 3, "x0", "logsnr")
-    rows = []
-    for i in range(nodes.steps):
-        a, b, _ = nodes.first_order(i)
-        rows.append(Row(float(nodes.t[i]), a, [b * weight for weight in (1.0 - sum(entry.weights[i]), *entry.weights[i])]))
-    return Plan.of("auto", rows, float(nodes.t[-1]))
+    made = adams.adams("auto", schedule, grid, 3, "x0", "logsnr")
+    a, b = made.a.copy(), np.zeros((nodes.steps, 4))
+    b[:, : made.b.shape[1]] = made.b
+    known = [table[nodes.steps] for table in TUNED.values() if nodes.steps in table and _fits(nodes, table[nodes.steps])]
+    if known and nodes.sigma[-1] == 0.0:
+        for i, older in enumerate(known[0].weights):
+            b[i] = 0.0
+            b[i, : len(older) + 1] = made.b[i].sum() * np.array([1.0 - sum(older), *older])
+    if np.isclose(nodes.half[0], -math.log(TOP)) and schedule.logsnr(1.0) < 2.0 * nodes.half[0] - 1e-3:
+        # The start is a draw from the prior, α·E[x0] short of x_t; taken as pure noise, x/σ is right and D brings the mean.
+        a[0], b[0, 0] = nodes.sigma[1] / nodes.sigma[0], nodes.alpha[1]
+    return replace(made, a=a, b=b, B=np.zeros_like(b))
 
 
 def _fits(nodes: Nodes, entry: Tuned) -> bool:

@@ -26,11 +26,9 @@ def plan(
     schedule: Schedule, grid: np.ndarray, low: float = 0.06, high: float = 0.6, repeats: int = 1, s_noise: float = 1.0
 ) -> Plan:
     """0 < low < high in σ/α; repeats at least 0; s_noise at least 0 scales the draws."""
-    if not 0.0 < low < high < math.inf:
-        raise UserError(f"sampler 'restart': need 0 < low < high, got {low}, {high}")
+    if not (0.0 < low < high < math.inf and s_noise >= 0.0):
+        raise UserError(f"sampler 'restart': need 0 < low < high and s_noise >= 0, got {low}, {high}, {s_noise}")
     check_whole("sampler 'restart'", "repeats", repeats, 0)
-    if not s_noise >= 0.0:
-        raise UserError(f"sampler 'restart': s_noise must be a number from 0, got {s_noise}")
     nodes = Nodes.of(schedule, grid)
     half = np.where(np.isfinite(nodes.half), nodes.half, np.copysign(1e9, nodes.half))
     top, bottom = (int(np.argmin(np.abs(half + math.log(level)))) for level in (high, low))
