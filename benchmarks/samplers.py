@@ -268,7 +268,9 @@ def main() -> None:
     began, rows = time.time(), json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
     new = measure([*asked.targets, *([asked.model] if asked.model else [])], tuple(asked.budgets), asked.fit_minutes)
     place = {(row["target"], row["path"], row["nfe"]): row for row in rows if row.get("table") == table(row)}
-    place |= {(row["target"], row["path"], row["nfe"]): row for row in new}  # what was not measured now stays
+    for row in new:  # what was not measured now stays
+        key = row["target"], row["path"], row["nfe"]
+        place[key] = {name: value for name, value in place.get(key, {}).items() if name == "fit"} | row
     names = [*TARGETS, *sorted({row["target"] for row in place.values()} - set(TARGETS))]
     rows = [place[key] for key in sorted(place, key=lambda key: (names.index(key[0]), key[1:]))]
     result = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "peers": versions(),

@@ -104,7 +104,7 @@ def learn_plan(request: FitRequest, each: Callable[[int, float], None] | None = 
             learn, schedule, grids[grid], sampler="exp_adams" if sampler == "auto" else sampler,
             start=starts[sampler, grid] if sampler == "auto" else None, minutes=request.minutes, each=each,
         )  # fmt: skip
-        usual = model.defaults["sampler"] if model.defaults["sampler"] not in model.plans else "dpmpp_2m"
+        usual = model.defaults["sampler"] if model.defaults["sampler"] not in model.plans else "auto"
         default = model.plan(usual, request.nfe)
         report = {
             "name": name, "nfe": request.nfe, "start": f"{sampler} on {grid}", "rounds": learned.rounds,

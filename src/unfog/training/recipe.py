@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     checkpoint_minutes: float = Field(10, gt=0)
     report_steps: int = Field(500, ge=1, description="steps between held-out losses and sample grids")
     licences: list[str] = Field(default_factory=list, description="credits that the model folder carries on")
-    defaults: dict[str, Any] = Field(default_factory=lambda: {"steps": 20, "scale": 3.0, "sampler": "dpmpp_2m"})
+    defaults: dict[str, Any] = Field(default_factory=lambda: {"steps": 20, "scale": 3.0, "sampler": "auto"})
 
 
 def read_recipe(path: Path) -> Recipe:
