@@ -254,7 +254,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
             axis.set_title(f"{name}, {path}")
             axis.set_xticks(budgets, [str(budget) for budget in budgets], minor=False)
             axis.minorticks_off()
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7, loc="upper right")
     axes[1, 0].set_xlabel("network evaluations")
     axes[0, 0].set_ylabel("error")
     figure.tight_layout()
