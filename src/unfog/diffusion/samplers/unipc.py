@@ -26,19 +26,15 @@ from unfog.diffusion.schedules import Schedule
 
 def _fixed(nodes: Nodes, i: int, other: int, kind: str) -> list[float]:
     """Weights on D_i and D at node `other` where the slope's is ½·B(h)·α_j instead of the exact integral."""
-    h = width(nodes, i)
-    reach = width(nodes, i, other) / h
-    slope = 0.5 * float(nodes.alpha[i + 1]) * (h if kind == "bh1" else -math.expm1(-h)) / reach
+    h, reach = width(nodes, i), width(nodes, i, other)
+    slope = 0.5 * float(nodes.alpha[i + 1]) * (h if kind == "bh1" else -math.expm1(-h)) * h / reach
     return [moment(nodes, i, 0, "x0") - slope, slope]
 
 
 def plan(
     schedule: Schedule, grid: np.ndarray, order: int = 2, kind: str = "bh2", corrector: bool = True, ramp_down: bool = False
 ) -> Plan:
-    """order 1 to 6; kind "bh1" or "bh2" (matters only while two results are known); corrector: false for UniP.
-
-    ramp_down: no more results than steps that are left, as other tools do.
-    """
+    """order 1 to 6; kind "bh1" or "bh2" (matters while two results are known); ramp_down: no more results than steps left."""
     check_choice("kind", kind, ("bh1", "bh2"))
     check_whole("sampler 'unipc'", "order", order, 1, 6)
     nodes = Nodes.of(schedule, grid)
