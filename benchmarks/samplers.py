@@ -34,10 +34,9 @@ import torch
 from sampler_targets import DOUBLE, TARGETS, Case, case
 from torch import Tensor
 
-from unfog.diffusion import Plan, Problem, fit, make_grid, make_plan, sample
+from unfog.diffusion import Plan, Problem, fit, make_grid, make_plan, sample, tuned
 from unfog.diffusion.fit import error
 from unfog.diffusion.schedules import Table
-from unfog.diffusion.tuned import LARGE, TUNED
 
 BUDGETS = (5, 8, 10, 15, 20)
 FITTED = (5, 8)
@@ -206,7 +205,7 @@ def measure(names: list[str], budgets: tuple[int, ...], minutes: float) -> list[
 
 def table(row: dict[str, Any]) -> str:
     """Which learned numbers a row used; older rows that used others are not kept."""
-    return sha256(repr(TUNED["small" if row.get("numbers", 0) < LARGE else "large"].get(row["nfe"])).encode()).hexdigest()[:8]
+    return sha256(repr(tuned.table(row.get("numbers", 0)).get(row["nfe"])).encode()).hexdigest()[:8]
 
 
 def line(row: dict[str, Any]) -> str:

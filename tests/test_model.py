@@ -1,6 +1,7 @@
 """The model folder and its pictures: seeds, batches, damage, names, hashes."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 import unfog
-from unfog.diffusion import make_grid, make_plan
+from unfog.diffusion import Noise, make_grid, make_plan
 from unfog.errors import UserError
 from unfog.files import write_manifest
 from unfog.modalities.image.codec import RGBACodec
+from unfog.modalities.image.data import PictureSet
 from unfog.model import Model, add_plan, save_model
 from unfog.requests import GenerateRequest, Progress, Result
 from unfog.training.corpus import Corpus
@@ -171,6 +173,35 @@ def test_a_flipped_bit_is_noticed(copy, name):
     (copy / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name}: the file is damaged"):
         unfog.load(copy)
+
+
+def test_the_shipped_network_is_not_asked_below_its_training():
+    """A real picture with hardly any noise comes back as well from σ/α 0.002 as from 0.03; it had 2.4 times the error."""
+    model = unfog.load("emoji-64")
+    data = PictureSet.open(unfog.data.path("emoji-64"))
+    chosen = data.split("train")[::2000]
+    x0 = model.codec.encode(np.stack([data.load(i, 64) for i in chosen]))
+    cond = model.condition([data.records[i].name for i in chosen], [data.records[i].style for i in chosen])
+    schedule, noise = model.denoiser.process.schedule, Noise(range(len(chosen))).normal((4, 64, 64), 0)
+    errors = []
+    for level in (0.03, 0.002):
+        t = float(schedule.time(-2.0 * math.log(level)))
+        with torch.no_grad():
+            found = model.denoiser(float(schedule.alpha(t)) * x0 + float(schedule.sigma(t)) * noise, t, cond)
+        errors.append(float((found - x0).square().mean().sqrt()))
+    assert errors[1] < 1.1 * errors[0] < 0.2
+
+
+def test_a_model_says_how_little_noise_it_was_trained_on(copy):
+    assert Recipe(noise_mean=0.4, noise_std=1.3).sigma_min == pytest.approx(math.exp(0.4 - 3.9), rel=0.005)
+    assert Recipe(noise_mean=9.0).sigma_min == 0.05
+    card = json.loads((copy / "model.json").read_text())
+    assert Model(copy).denoiser.sigma_min == card["sigma_min"] == RECIPE.sigma_min
+    for wrong in ("low", -0.1, 1.0, True):
+        (copy / "model.json").write_text(json.dumps({**card, "sigma_min": wrong}))
+        write_manifest(copy)
+        with pytest.raises(UserError, match=r"model\.json: sigma_min must be a number in"):
+            Model(copy)
 
 
 @pytest.mark.parametrize("name", ["network.safetensors", "manifest.json"])

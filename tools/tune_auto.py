@@ -1,4 +1,4 @@
-"""Learn the table behind the sampler and the grid "auto": python tools/tune_auto.py small|large [5 8 10 15 20]   rewrites
+"""Learn the table behind the sampler and the grid "auto": python tools/tune_auto.py tiny|small|large [5 8 10 15 20]   rewrites
 tuned.json.
 
 A population of random Gaussian mixtures (2 to 256 dimensions, flat to steep spectra, wide and narrow, some next to points, some
@@ -39,11 +39,14 @@ TOP = 157.4
 MEMORY = 4
 DOUBLE = torch.float64
 LEARN = {
+    "tiny": ((2, 8, 64, 8, 1.0), (3, 10, 128, 12, 1.0), (6, 12, 48, 8, 1.0), (12, 12, 24, 8, 1.0), (24, 16, 16, 6, 1.0),
+             (32, 20, 20, 10, 1.0)),
     "small": ((2, 8, 32, 8, 1.0), (3, 10, 24, 8, 1.0), (6, 12, 16, 5, 1.0), (16, 12, 10, 5, 1.0),
               (32, 12, 8, 5, 1.0), (64, 12, 6, 6, 1.0), (128, 8, 5, 4, 1.0), (256, 6, 4, 2, 1.0)),
     "large": ((32, 24, 8, 8, 4.0), (64, 32, 8, 8, 8.0), (128, 24, 6, 8, 8.0), (64, 32, 8, 8, 16.0)),
 }  # fmt: skip
 TEST = {
+    "tiny": ((2, 8, 96, 4, 1.0), (4, 12, 96, 6, 1.0), (10, 10, 48, 4, 1.0), (28, 20, 24, 4, 1.0)),
     "small": ((2, 8, 32, 4, 1.0), (4, 12, 24, 4, 1.0), (8, 10, 16, 3, 1.0), (24, 12, 8, 3, 1.0), (64, 12, 8, 3, 1.0),
               (200, 8, 4, 2, 1.0)),
     "large": ((48, 24, 8, 5, 6.0), (96, 32, 8, 5, 10.0)),
@@ -261,8 +264,9 @@ def write(kind: str, steps: int, theta: np.ndarray) -> None:
     held = json.loads(TABLE.read_text())
     levels, weights = unpack(torch.tensor(theta)[None], steps)
     rows = [[round(w, 5) for w in weights[0, i, 1 : min(i + 1, MEMORY)].tolist()] for i in range(steps)]
-    held[kind][str(steps)] = {"levels": [float(f"{level:.5g}") for level in levels[0, 1:].tolist()], "weights": rows}
-    held[kind] = dict(sorted(held[kind].items(), key=lambda entry: int(entry[0])))
+    entry = {"levels": [float(f"{level:.5g}") for level in levels[0, 1:].tolist()], "weights": rows}
+    held.setdefault(kind, {})[str(steps)] = entry
+    held[kind] = dict(sorted(held[kind].items(), key=lambda pair: int(pair[0])))
     text = json.dumps(held, indent=1)
     tidy = re.sub(r"\[[^\[\]]*\]", lambda row: re.sub(r"\s+", " ", row[0]).replace("[ ", "[").replace(" ]", "]"), text)
     TABLE.write_text(tidy + "\n")
@@ -278,7 +282,7 @@ def main() -> None:
         spreads = [np.geomspace(TOP, end, steps) for end in ends]
         spreads += [np.linspace(TOP ** (1 / 7), end ** (1 / 7), steps) ** 7 for end in ends]
         spreads.append(np.exp(-0.5 * schedule.logsnr(make_grid("auto", schedule, steps)[:-1])))
-        theta = improve(learn, bar, [*map(exponential_adams, spreads), *known(kind, steps)], steps, rounds=400)
+        theta = improve(learn, bar, [*map(exponential_adams, spreads), *known(kind, steps)], steps, rounds=240)
         for name, groups, level in (("learned on", learn, bar), ("held out", test, other)):
             found = ratios(groups, level, theta, steps)
             print(

@@ -61,6 +61,7 @@ def save_model(
         "network": {"name": recipe.network, "settings": settings},
         "process": process.config(),
         "prediction": recipe.prediction,
+        "sigma_min": recipe.sigma_min,
         "codec": {"name": "rgba", "mean": corpus.codec.mean, "std": corpus.codec.std},
         "text": "minilm-l6",
         "styles": corpus.styles,
@@ -146,7 +147,10 @@ class Model:
             raise UserError(f"{folder / CARD}: {wrong}; get the model again") from None
         network = network.eval().requires_grad_(False)
         process = process_from_config(card["process"])
-        self.denoiser = Preconditioned(network, process, card["prediction"])
+        lowest = card.get("sigma_min", 0.0)
+        if isinstance(lowest, bool) or not isinstance(lowest, (int, float)) or not 0.0 <= lowest < 1.0:
+            raise UserError(f"{folder / CARD}: sigma_min must be a number in [0, 1), got {lowest!r}; get the model again")
+        self.denoiser = Preconditioned(network, process, card["prediction"], sigma_min=lowest)
         self._encoder: TextEncoder | None = None
 
     def plan(self, sampler: str | None = None, steps: int | None = None) -> Plan:

@@ -191,3 +191,27 @@ def test_process():
         process_from_config({"name": "gaussian", "schedule": {"name": "linear"}, "std": 1.0})
     with pytest.raises(ValueError, match="one value an item"):
         process.mix(torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor([0.1, 0.2]))
+
+
+@processes
+def test_below_its_training_a_network_is_asked_at_the_lowest_level_it_knows(process):
+    """D(x_t, t) = D(x_t·α_min/α_t, t_min) for t < t_min; above, nothing changes; t as float and as (B,) agree."""
+    asked = []
+
+    def network(x, logsnr, cond):
+        asked.append(logsnr)
+        return torch.tanh(x) * (1.0 + 0.01 * logsnr[:, None])
+
+    schedule, x = process.schedule, torch.randn(3, 4, dtype=torch.float64)
+    plain, floored = Preconditioned(network, process, "x0"), Preconditioned(network, process, "x0", sigma_min=0.03)
+    lowest = float(schedule.time(-2.0 * math.log(0.03)))
+    below, above = 0.3 * lowest, min(2.0 * lowest, 1.0)
+    assert torch.equal(floored(x, above), plain(x, above))
+    moved = x * (schedule.alpha(lowest) / schedule.alpha(below))
+    torch.testing.assert_close(floored(x, below), plain(moved, lowest), rtol=1e-12, atol=1e-12)
+    assert float(asked[-2].max()) == pytest.approx(-2.0 * math.log(0.03), abs=1e-4)
+    mixed = floored(x, torch.tensor([below, lowest, above], dtype=torch.float64))
+    for i, t in enumerate((below, lowest, above)):
+        torch.testing.assert_close(mixed[i], floored(x, t)[i], rtol=1e-6, atol=1e-7)
+    with pytest.raises(UserError, match="sigma_min"):
+        Preconditioned(network, process, "x0", sigma_min=math.nan)

@@ -47,13 +47,20 @@ class Preconditioned:
     """A network made a denoiser. The maths runs in float32 (float64 if x_t is), the network in its own dtype.
 
     prediction: a name, a mapping or a Prediction. noise_input: what the network gets beside its input:
-    "logsnr", clamped to [−20, 20], or "index", the nearest index of a `Table` schedule; (B,) float32.
+    "logsnr", clamped to [−20, 20], or "index", the nearest index of a `Table` schedule; (B,) float32. sigma_min: level σ/α
+    below which the network was not trained: there it is asked about x_t·α_min/α_t at that level, as if noise were left. A
+    network that predicts x0 is far off below its training, and finer grids would end farther and farther from the data.
     """
 
     logsnr_limit = 20.0
 
     def __init__(
-        self, network: Network, process: Process, prediction: str | Prediction = "v", noise_input: str = "logsnr"
+        self,
+        network: Network,
+        process: Process,
+        prediction: str | Prediction = "v",
+        noise_input: str = "logsnr",
+        sigma_min: float = 0.0,
     ) -> None:
         if noise_input not in ("logsnr", "index"):
             raise UserError(f"noise_input must be 'logsnr' or 'index', got {noise_input!r}")
@@ -61,6 +68,10 @@ class Preconditioned:
         self.process = process
         self.prediction = prediction_from_config(prediction)
         self.noise_input = noise_input
+        if not 0.0 <= sigma_min < math.inf:
+            raise UserError(f"sigma_min must be a level of sigma/alpha, at least 0, got {sigma_min!r}")
+        self.sigma_min = sigma_min
+        self.lowest = float(process.schedule.time(-2.0 * math.log(sigma_min))) if sigma_min else 0.0
         if noise_input == "index" and self._table() is None:
             raise UserError("noise_input 'index' needs a table schedule; use 'logsnr'")
 
@@ -108,6 +119,9 @@ class Preconditioned:
         """x0 (B, *D), float32 (float64 if x_t is), for x_t (B, *D), t float or (B,)."""
         x_t = x_t if x_t.dtype == torch.float64 else x_t.float()
         schedule = self.process.schedule
+        if self.lowest and (isinstance(t, Tensor) or t < self.lowest):
+            asked = t.clamp_min(self.lowest) if isinstance(t, Tensor) else self.lowest
+            x_t, t = expand(schedule.alpha(asked) / schedule.alpha(t), x_t) * x_t, asked
         c_skip, c_out, _, _ = self.prediction.affine(schedule.alpha(t), schedule.sigma(t))
         if isinstance(c_out, float) and not math.isfinite(c_out):
             raise UserError(

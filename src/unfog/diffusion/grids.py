@@ -20,7 +20,7 @@ import numpy as np
 from unfog.diffusion.checks import check_whole
 from unfog.diffusion.lookup import call, lookup
 from unfog.diffusion.schedules import Schedule, Shifted, Table
-from unfog.diffusion.tuned import LARGE, TOP, TUNED
+from unfog.diffusion.tuned import TOP, table, tuned_levels
 from unfog.errors import UserError
 
 
@@ -179,15 +179,15 @@ def ays(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, mo
 def auto(schedule: Schedule, steps: int, start: float | None = None, end: float = 0.0, dimension: int = 0) -> np.ndarray:
     """Levels of σ/α learned for this number of steps (tuned.json), for data of standard deviation near 1.
 
-    dimension: numbers in an item; from 1,024 on the levels are those for pictures and their like. start: by default where
-    σ/α = 157, if the schedule begins above: nothing is decided there yet, and networks are seldom trained there. Numbers of
-    steps between the tabulated ones are read off the nearest two; beyond the last, its curve is refined and σ_min falls as
-    steps⁻². Levels outside start and end are left out and the rest is refined to `steps`.
+    dimension: numbers in an item: below 48, below 1,024 (also 0, not known) and above have levels of their own. start: by
+    default where σ/α = 157, if the schedule begins above: nothing is decided there yet, and networks are seldom trained there.
+    Numbers of steps between the tabulated ones are read off the nearest two; beyond the last, its curve is refined and σ_min
+    falls as steps⁻². Levels outside start and end are left out and the rest is refined to `steps`.
     """
     if start is None:
         start = float(schedule.time(max(-2.0 * math.log(TOP), float(schedule.logsnr(1.0)))))
     _check(steps, start, end)
-    logs = _auto_levels(steps, "small" if dimension < LARGE else "large")
+    logs = tuned_levels(table(dimension), steps)
     high, low = -0.5 * schedule.logsnr(start), -0.5 * schedule.logsnr(end)
     if not high > logs[min(1, steps - 1)] or not low < logs[-1]:  # inside the table: its spacing on what is left
         places = np.interp([high, low], logs[::-1], np.arange(len(logs))[::-1])
@@ -196,27 +196,6 @@ def auto(schedule: Schedule, steps: int, start: float | None = None, end: float 
     elif end > 0.0:
         logs = np.append(logs, low)
     return _levels(schedule, np.exp(logs), start, end)
-
-
-def _auto_levels(steps: int, kind: str) -> np.ndarray:
-    """ln(σ/α) at the `steps` places where a run of `steps` evaluations asks; beyond the table by rule."""
-
-    def curve(count: int) -> np.ndarray:
-        return np.log([TOP, *table[count].levels])
-
-    table = TUNED[kind]
-    known, u = sorted(table), np.linspace(0.0, 1.0, steps)
-    if steps in table:
-        return curve(steps)
-    if steps < known[0]:
-        return np.interp(u, np.linspace(0.0, 1.0, known[0]), curve(known[0]))
-    below = max(count for count in known if count < steps)
-    under = np.interp(u, np.linspace(0.0, 1.0, below), curve(below))
-    if steps > known[-1]:
-        return under + u * 2.0 * math.log(below / steps)
-    above = min(count for count in known if count > steps)
-    over = np.interp(u, np.linspace(0.0, 1.0, above), curve(above))
-    return under + (over - under) * (steps - below) / (above - below)
 
 
 def _table(schedule: Schedule, name: str) -> Table:

@@ -332,7 +332,7 @@ def examine(name: str, prediction: str | None = None, quick: bool = False) -> tu
         raise UserError(f"prediction: {model.name} states none and its residuals leave it open ({found}); give --prediction")
     chosen = stated or next(c for c in candidates if c.name == found.prediction)
     check_schedule(found, process, chosen.name)
-    model.denoiser = Preconditioned(network, process, chosen)
+    model.denoiser = Preconditioned(network, process, chosen, sigma_min=model.denoiser.sigma_min)
     last = float(process.schedule.logsnr(1.0))
     spread = "no reading" if found.spread is None else f"spread {found.spread:.2g}"
     rows = [

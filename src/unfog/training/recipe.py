@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,11 @@ class Recipe(BaseModel):
     report_steps: int = Field(500, ge=1, description="steps between held-out losses and sample grids")
     licences: list[str] = Field(default_factory=list, description="credits that the model folder carries on")
     defaults: dict[str, Any] = Field(default_factory=lambda: {"steps": 20, "scale": 3.0, "sampler": "auto"})
+
+    @property
+    def sigma_min(self) -> float:
+        """σ/α above which 99.9 % of the training lies, at most 0.05 (what is left there is hardly seen)."""
+        return min(float(f"{math.exp(self.noise_mean - 3.0 * self.noise_std):.3g}"), 0.05)
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -132,7 +132,7 @@ def run_recipe(request: TrainRequest) -> Path:
         from unfog.modalities.image.show import png_bytes
         from unfog.model import save_model
 
-        averaged = Preconditioned(ema.network, denoiser.process, denoiser.prediction)
+        averaged = Preconditioned(ema.network, denoiser.process, denoiser.prediction, sigma_min=recipe.sigma_min)
         losses = held_out_loss(averaged, held, dtype, device)
         with open(out / "events.jsonl", "a", encoding="utf-8") as events:
             events.write(json.dumps({"step": step, "held_out": losses}) + "\n")
