@@ -177,7 +177,7 @@ def ours(found: Case, budget: int) -> float:
 def fitted(name: str, path: str, found: Case, budget: int, minutes: float) -> float:
     """The error on `found`'s noises of a plan learned from others."""
     other = case(name, path, first_seed=1)
-    count = max(8, min(256, 2048 // other.x[0].numel()))
+    count = max(8, min(1024, 4096 // other.x[0].numel()))
     start, x = default(other, budget)
     problem = Problem(other.denoiser, x[:count], other.fine[:count])
     grid = [*start.t, 0.0]
