@@ -406,7 +406,14 @@ def test_bad_requests_are_one_line():
         lambda: make_plan("euler", VP(), [1.0, math.nan, 0.0]),
         lambda: make_plan("heun", VP(), grid[::-1]),
         lambda: make_plan("heun", VP(), [1.0]),
+        lambda: make_plan("heun", VP(), "falling"),
+        lambda: make_plan("dpmpp_2m_sde", VP(), grid, eta="half"),
+        lambda: make_plan("sa_solver", VP(), grid, tau=None),
+        lambda: make_plan("dpmpp_2m", VP(), grid, kind=2),
+        lambda: make_plan("unipc", VP(), grid, corrector=1.0),
     ):
         with pytest.raises(UserError) as error:
             call()
-        assert "\n" not in str(error.value)
+        assert "\n" not in str(error.value) and "not supported between" not in str(error.value)
+    with pytest.raises(UserError, match="sampler 'dpmpp_2m_sde': eta must be a number, got 'half'"):
+        make_plan("dpmpp_2m_sde", VP(), grid, eta="half")

@@ -26,7 +26,10 @@ from unfog.errors import UserError
 
 def check_grid(times: Sequence[float] | np.ndarray) -> np.ndarray:
     """`times` as float64 (steps + 1,), strictly falling inside [0, 1]; raises UserError if it is not."""
-    grid = np.array(times, dtype=np.float64)
+    try:
+        grid = np.array(times, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"grid: need a list of times, got {str(times)[:40]!r}") from None
     if grid.ndim != 1 or len(grid) < 2:
         raise UserError("grid: need a list of at least two times")
     if not np.isfinite(grid).all() or grid[0] > 1.0 or grid[-1] < 0.0:
@@ -37,8 +40,8 @@ def check_grid(times: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _check(steps: int, start: float, end: float) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise UserError(f"steps: expected an integer of at least 1, got {steps!r}")
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= 1_000_000:
+        raise UserError(f"steps: expected an integer of at least 1 (and at most a million), got {steps!r}")
     if not 0.0 <= end < start <= 1.0:
         raise UserError(f"grid: need 0 <= end < start <= 1, got start {start}, end {end}")
 
@@ -187,6 +190,7 @@ def auto(schedule: Schedule, steps: int, start: float | None = None, end: float 
     if start is None:
         start = float(schedule.time(max(-2.0 * math.log(TOP), float(schedule.logsnr(1.0)))))
     _check(steps, start, end)
+    check_whole("grid 'auto'", "dimension", dimension, 0)
     logs = tuned_levels(table(dimension), steps)
     high, low = -0.5 * schedule.logsnr(start), -0.5 * schedule.logsnr(end)
     if not high > logs[min(1, steps - 1)] or not low < logs[-1]:  # inside the table: its spacing on what is left

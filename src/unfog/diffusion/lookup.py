@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, TypeVar
 
 from unfog.errors import UserError, unknown
@@ -21,12 +22,17 @@ def lookup(registry: Mapping[str, V], name: str, kind: str) -> V:
 def call(function: Callable[..., V], label: str, skip: int, *args: Any, **options: Any) -> V:
     """Call `function(*args, **options)`; an option that it does not have is a UserError, never ignored.
 
-    `skip`: how many leading parameters are not options.
+    `skip`: how many leading parameters are not options. So is text where the default is a number, and the reverse.
     """
-    names = list(inspect.signature(function).parameters)[skip:]
-    for option in options:
-        if option not in names:
-            raise unknown(f"option of {label}", option, names)
+    known = dict(list(inspect.signature(function).parameters.items())[skip:])
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"option of {label}", option, known)
+        for kind, word in ((str, "text"), (bool, "true or false"), (Real, "a number")):
+            if isinstance(known[option].default, kind):
+                if not isinstance(value, kind):
+                    raise UserError(f"{label}: {option} must be {word}, got {value!r}")
+                break
     try:
         return function(*args, **options)
     except TypeError as error:
