@@ -28,9 +28,10 @@ def call(function: Callable[..., V], label: str, skip: int, *args: Any, **option
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of {label}", option, known)
+        default, said = known[option].default, str(known[option].annotation)
         for kind, word in ((str, "text"), (bool, "true or false"), (Real, "a number")):
-            if isinstance(known[option].default, kind):
-                if not isinstance(value, kind):
+            if isinstance(default, kind):
+                if not isinstance(value, kind) and not (value is None and "None" in said):
                     raise UserError(f"{label}: {option} must be {word}, got {value!r}")
                 break
     try:
