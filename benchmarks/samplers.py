@@ -185,21 +185,20 @@ def fitted(name: str, path: str, found: Case, budget: int, minutes: float) -> fl
     return error(learned.plan, [Problem(found.denoiser, default(found, budget)[1], found.fine)])
 
 
-def measure(names: list[str], budgets: tuple[int, ...], minutes: float) -> list[dict[str, Any]]:
+def measure(name: str, budgets: tuple[int, ...], minutes: float) -> list[dict[str, Any]]:
     rows = []
-    for name in names:
-        for path in ("ddpm", "flow"):
-            found = case(name, path)
-            for budget in budgets:
-                peers = peer_errors(found, budget, few=name not in TARGETS and budget > 5)
-                best = min((value, key) for key, value in peers.items() if not math.isnan(value))
-                row = {"target": name, "path": path, "nfe": budget, "auto": ours(found, budget), "best_peer": best[0],
-                       "which": best[1], "numbers": found.x[0].numel(), "peers": peers}  # fmt: skip
-                row["table"] = table(row)
-                if budget in FITTED and minutes:
-                    row["fit"] = fitted(name, path, found, budget, minutes)
-                rows.append(row)
-                print(line(row), flush=True)
+    for path in ("ddpm", "flow"):
+        found = case(name, path)
+        for budget in budgets:
+            peers = peer_errors(found, budget, few=name not in TARGETS and budget > 5)
+            best = min((value, key) for key, value in peers.items() if not math.isnan(value))
+            row = {"target": name, "path": path, "nfe": budget, "auto": ours(found, budget), "best_peer": best[0],
+                   "which": best[1], "numbers": found.x[0].numel(), "peers": peers}  # fmt: skip
+            row["table"] = table(row)
+            if budget in FITTED and minutes:
+                row["fit"] = fitted(name, path, found, budget, minutes)
+            rows.append(row)
+            print(line(row), flush=True)
     return rows
 
 
@@ -273,18 +272,18 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     began, rows = time.time(), json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
-    new = measure([*asked.targets, *([asked.model] if asked.model else [])], tuple(asked.budgets), asked.fit_minutes)
     place = {(row["target"], row["path"], row["nfe"]): row for row in rows if row.get("table") == table(row)}
-    for row in new:  # what was not measured now stays
-        key = row["target"], row["path"], row["nfe"]
-        place[key] = {name: value for name, value in place.get(key, {}).items() if name == "fit"} | row
-    names = [*TARGETS, *sorted({row["target"] for row in place.values()} - set(TARGETS))]
-    rows = [place[key] for key in sorted(place, key=lambda key: (names.index(key[0]), key[1:]))]
-    result = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "peers": versions(),
-              "seconds": round(time.time() - began), "summary": summary(rows), "rows": rows}  # fmt: skip
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["summary"], indent=1))
+    for target in [*asked.targets, *([asked.model] if asked.model else [])]:  # written after each: nothing measured is lost
+        for row in measure(target, tuple(asked.budgets), asked.fit_minutes):  # what was not measured now stays
+            key = row["target"], row["path"], row["nfe"]
+            place[key] = {name: value for name, value in place.get(key, {}).items() if name == "fit"} | row
+        names = [*TARGETS, *sorted({row["target"] for row in place.values()} - set(TARGETS))]
+        rows = [place[key] for key in sorted(place, key=lambda key: (names.index(key[0]), key[1:]))]
+        result = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "peers": versions(),
+                  "seconds": round(time.time() - began), "summary": summary(rows), "rows": rows}  # fmt: skip
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(summary(rows), indent=1))
     if asked.plot:
         plot(rows, asked.out.with_suffix(".png"))
 
