@@ -213,5 +213,7 @@ def test_below_its_training_a_network_is_asked_at_the_lowest_level_it_knows(proc
     mixed = floored(x, torch.tensor([below, lowest, above], dtype=torch.float64))
     for i, t in enumerate((below, lowest, above)):
         torch.testing.assert_close(mixed[i], floored(x, t)[i], rtol=1e-6, atol=1e-7)
+    noise = torch.ones(3, dtype=torch.float64)  # t = 1, where alpha may be 0
+    torch.testing.assert_close(floored(x, noise), plain(x, noise), rtol=1e-12, atol=0.0)
     with pytest.raises(UserError, match="sigma_min"):
         Preconditioned(network, process, "x0", sigma_min=math.nan)

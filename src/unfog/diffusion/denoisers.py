@@ -121,7 +121,8 @@ class Preconditioned:
         schedule = self.process.schedule
         if self.lowest and (isinstance(t, Tensor) or t < self.lowest):
             asked = t.clamp_min(self.lowest) if isinstance(t, Tensor) else self.lowest
-            x_t, t = expand(schedule.alpha(asked) / schedule.alpha(t), x_t) * x_t, asked
+            below = t.clamp_max(self.lowest) if isinstance(t, Tensor) else t  # elsewhere alpha may be 0
+            x_t, t = expand(schedule.alpha(self.lowest) / schedule.alpha(below), x_t) * x_t, asked
         c_skip, c_out, _, _ = self.prediction.affine(schedule.alpha(t), schedule.sigma(t))
         if isinstance(c_out, float) and not math.isfinite(c_out):
             raise UserError(

@@ -1,6 +1,6 @@
 """What the sampler and the grid "auto" know: for each number of evaluations, levels of σ/α and weights of past results.
 
-tuned.json is made by tools/tune_auto.py on two populations of random mixtures of standard deviation 1; no model and no data
+tuned.json is made by tools/tune_auto.py on populations of random mixtures of standard deviation 1; no model and no data
 set entered the learning. What an item will be is settled at higher noise levels the more numbers it has, so there are
 three. "tiny": up to 32 dimensions (points, poses, rows of a table). "small": up to 256, all alike. "large": thousands, few
 of which carry most of the variance, as in pictures, and half of them guided. "large" has no entry for 15, a choice made by
@@ -38,7 +38,7 @@ def table(dimension: int) -> dict[int, Tuned]:
 
 
 def tuned_levels(learned: dict[int, Tuned], steps: int) -> np.ndarray:
-    """ln(σ/α) at the `steps` places where a run of `steps` evaluations asks: of the table, or read off it by rule."""
+    """ln(σ/α) at the places where a run of `steps` evaluations asks, (steps,) falling: the table's, or read off it by rule."""
 
     def curve(count: int) -> np.ndarray:
         return np.log([TOP, *learned[count].levels])
