@@ -11,9 +11,9 @@ does:
 which asks to be below the bar everywhere rather than far below it somewhere. bar_T is the least error on T (but no less than
 0.006·(5/n)²) of 32 settings that other tools offer (multistep solvers on Karras, exponential, uniform and flow grids), run by
 our own plans, which equal theirs (benchmarks/parity.py). Starts: order-3 exponential Adams on several grids, and what the table
-holds. None of the targets of benchmarks/samplers.py is in the populations, and no model. A second population of each kind, never fitted
-to, is reported. All targets of one dimension go as one batch, in y = x/α from σ/α = 157 on (the DDPM table's end; a start from pure
-noise differs by less than 1 %).
+holds. None of the targets of benchmarks/samplers.py is in the populations, and no model. A second population of each kind,
+never fitted to, is reported. All targets of one dimension go as one batch, in y = x/α from σ/α = 157 on (the DDPM table's end;
+a start from pure noise differs by less than 1 %).
 """
 
 from __future__ import annotations
