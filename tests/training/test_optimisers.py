@@ -5,13 +5,18 @@ import torch
 from torch import nn
 
 from unfog.networks.unet import UNet
+from unfog.training import optimisers
 from unfog.training.optimisers import MuonAdamW, hidden_matrices, orthogonal
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(64, 16), (16, 64), (48, 200), (9, 3)])
-def test_singular_values_are_near_one(shape):
+def test_singular_values_are_near_one(shape, dtype, monkeypatch):
+    monkeypatch.setattr(optimisers, "fastest", lambda device: dtype)  # whatever this machine multiplies fastest
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    result = orthogonal(matrix).float()
+    result = orthogonal(matrix)
+    assert result.dtype == dtype
+    result = result.float()
     values = torch.linalg.svdvals(result)
     assert result.shape == shape and float(values.min()) > 0.6 and float(values.max()) < 1.3
     # the same directions, not just any orthogonal matrix
