@@ -139,7 +139,7 @@ def test_auto_starts_below_pure_noise_without_losing_the_mean(schedule):
 @pytest.mark.parametrize("steps", [5, 8, 10, 15, 20])
 def test_auto_beats_untuned_samplers_on_a_target_that_it_has_not_seen(steps):
     found = problem(Linear(), list(range(48)))
-    plan = make_plan("auto", Linear(), make_grid("auto", Linear(), steps))
+    plan = make_plan("auto", Linear(), make_grid("auto", Linear(), steps, dimension=4))
     begun = found.x * (mixture(Linear()).process.prior_std(plan.start) / mixture(Linear()).process.prior_std(1.0))
     ours = error(plan, [Problem(found.denoise, begun, found.fine)])
     for sampler in ("dpmpp_2m", "unipc"):
