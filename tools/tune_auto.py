@@ -39,10 +39,9 @@ TOP = 157.4
 MEMORY = 4
 DOUBLE = torch.float64
 LEARN = {
-    "tiny": ((2, 8, 64, 8, 1.0), (3, 10, 128, 12, 1.0), (6, 12, 48, 8, 1.0), (12, 12, 24, 8, 1.0), (24, 16, 16, 6, 1.0),
-             (32, 20, 20, 10, 1.0)),
-    "small": ((3, 10, 24, 5, 1.0), (16, 12, 10, 4, 1.0), (48, 12, 8, 6, 1.0), (64, 12, 8, 8, 1.0), (128, 8, 6, 8, 1.0),
-              (256, 6, 6, 8, 1.0)),
+    "tiny": ((2, 8, 64, 16, 1.0), (3, 10, 128, 24, 1.0), (6, 12, 48, 16, 1.0), (12, 12, 24, 16, 1.0), (24, 16, 16, 12, 1.0),
+             (32, 20, 20, 20, 1.0)),
+    "small": ((16, 12, 10, 4, 1.0), (48, 12, 8, 10, 1.0), (64, 12, 8, 12, 1.0), (128, 8, 6, 12, 1.0), (256, 6, 6, 12, 1.0)),
     "large": ((32, 24, 8, 8, 4.0), (64, 32, 8, 8, 8.0), (128, 24, 6, 8, 8.0), (64, 32, 8, 8, 16.0)),
 }  # fmt: skip
 TEST = {
@@ -281,7 +280,7 @@ def main() -> None:
         spreads = [np.geomspace(TOP, end, steps) for end in ends]
         spreads += [np.linspace(TOP ** (1 / 7), end ** (1 / 7), steps) ** 7 for end in ends]
         spreads.append(np.exp(-0.5 * schedule.logsnr(make_grid("auto", schedule, steps)[:-1])))
-        theta = improve(learn, bar, [*map(exponential_adams, spreads), *known(kind, steps)], steps, rounds=240)
+        theta = improve(learn, bar, [*map(exponential_adams, spreads), *known(kind, steps)], steps, rounds=480)
         for name, groups, level in (("learned on", learn, bar), ("held out", test, other)):
             found = ratios(groups, level, theta, steps)
             print(

@@ -55,3 +55,16 @@ def tuned_levels(learned: dict[int, Tuned], steps: int) -> np.ndarray:
     above = min(count for count in known if count > steps)
     over = np.interp(u, np.linspace(0.0, 1.0, above), curve(above))
     return under + (over - under) * (steps - below) / (above - below)
+
+
+def neighbours(learned: dict[int, Tuned], steps: int) -> list[tuple[int, float]]:
+    """(learned number of steps, share) pairs by which corrections to the weights are read off; none below a table."""
+    known = sorted(learned)
+    if not known or steps < known[0]:
+        return []
+    if steps > known[-1]:
+        return [(known[-1], (known[-1] / steps) ** 2)]  # as many steps, so little to correct
+    below = max(count for count in known if count <= steps)
+    above = min(count for count in known if count >= steps)
+    part = (steps - below) / max(above - below, 1)
+    return [(below, 1.0 - part), (above, part)] if part else [(below, 1.0)]
