@@ -282,7 +282,7 @@ def folder(tmp_path, monkeypatch):
                 4, 2).repeat_interleave(4, 3))  # fmt: skip
         recipe = Recipe(name="oracle", size=16, defaults={"steps": 4, "scale": 2.0, "sampler": "dpmpp_2m"})
         empty = np.zeros(0, np.int64)
-        corpus = Corpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat", "round"], RGBACodec())
+        corpus = Corpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat", "round"], RGBACodec(), [])
         save_model(place, recipe, corpus, network, 3, {})
         card = json.loads((place / "model.json").read_text())
         card["network"]["settings"] = {"kind": really, **settings}

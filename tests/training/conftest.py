@@ -30,7 +30,7 @@ def tiny_corpus():
     texts = np.arange(1, 27).reshape(13, 2)
     return Corpus(
         torch.from_numpy(pictures), np.arange(13) % 2, texts, 10, [f"caption {i}" for i in range(27)], ["flat", "round"],
-        RGBACodec.fit(pictures), torch.randn(27, 5, 12, generator=generator).half(),
+        RGBACodec.fit(pictures), [f"{i:02}.png" for i in range(13)], torch.randn(27, 5, 12, generator=generator).half(),
         torch.arange(5)[None] < torch.randint(1, 6, (27, 1), generator=generator),
     )  # fmt: skip
 

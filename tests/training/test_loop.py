@@ -16,6 +16,7 @@ from unfog.diffusion import Gaussian, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError
 from unfog.modalities.image.codec import RGBACodec
+from unfog.training.checkpoint import saved_steps
 from unfog.training.ema import PowerEMA
 from unfog.training.loop import draw, fit, lr_at, train_step
 from unfog.training.optimisers import MuonAdamW
@@ -43,6 +44,12 @@ def train(recipe, corpus, out, resume=False, show=None, peers=None):
                report=lambda *_: None, show=show or (lambda *_: None), peers=peers)  # fmt: skip
 
 
+def saved(out, rank=0):
+    """(step, state) of the newest checkpoint."""
+    step = saved_steps(out)[0]
+    return step, load_file(out / "checkpoints" / f"{step:07d}{f'.{rank}' if rank else ''}.safetensors")
+
+
 def stop_at(number, kind):
     """A `show` that sends this process a signal after step `number`."""
     return lambda step, event: os.kill(os.getpid(), kind) if step == number else None
@@ -56,18 +63,18 @@ def test_stopped_and_resumed_is_the_run_that_was_not(tmp_path, tiny_recipe, tiny
     handler = signal.getsignal(kind)
     _, step = train(recipe, tiny_corpus, tmp_path / "cut", show=stop_at(3, kind))
     assert step == 3 and signal.getsignal(kind) is handler
-    assert int(load_file(tmp_path / "cut" / "checkpoint.safetensors")["step"]) == 3
+    assert saved(tmp_path / "cut")[0] == 3
     torch.rand(17)  # whatever else draws numbers in between
     _, step = train(recipe, tiny_corpus, tmp_path / "cut", resume=True)
     assert step == 6
-    whole, cut = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("whole", "cut"))
+    (_, whole), (_, cut) = (saved(tmp_path / n) for n in ("whole", "cut"))
     assert whole.keys() == cut.keys() and any(k.startswith("optimiser.") for k in whole)
     assert [k for k in whole if not torch.equal(whole[k], cut[k])] == []
 
 
 def test_training_moves_weights_and_average_apart(tmp_path, tiny_recipe, tiny_corpus):
     ema, _ = train(tiny_recipe(), tiny_corpus, tmp_path / "run")
-    state = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    _, state = saved(tmp_path / "run")
     moved = [k for k in state if k.startswith("network.") and not torch.equal(state[k], state[k.replace("network.", "ema.", 1)])]
     assert len(moved) > 10
     lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
@@ -98,24 +105,18 @@ def test_a_broken_batch_does_not_touch_anything(tiny_recipe, tiny_corpus):
 def test_five_broken_batches_in_a_row_are_an_error(tmp_path, tiny_recipe, tiny_corpus):
     tiny_corpus.codec = RGBACodec((math.nan,) * 4, (1.0,) * 4)
     seen = []
-    with pytest.raises(UserError, match="five batches in a row.*lower lr"):
+    with pytest.raises(UserError, match=r"five batches in a row.*the last with \d\d.png, .*lower lr"):
         train(tiny_recipe(), tiny_corpus, tmp_path / "run", show=lambda step, event: seen.append(step))
     assert seen == [1, 2, 3, 4]
-    state = load_file(tmp_path / "run" / "checkpoint.safetensors")  # what was trained before them is kept, unharmed
-    assert int(state["step"]) == 4 and all(value.isfinite().all() for value in state.values())
+    step, state = saved(tmp_path / "run")  # what was trained before them is kept, unharmed
+    assert step == 4 and all(value.isfinite().all() for value in state.values())
 
 
-def test_damaged_and_foreign_checkpoints(tmp_path, tiny_recipe, tiny_corpus):
-    out = tmp_path / "run"
-    train(tiny_recipe(steps=1), tiny_corpus, out)
-    path = out / "checkpoint.safetensors"
-    whole = path.read_bytes()
-    settings = tiny_recipe().settings
+def test_a_checkpoint_of_another_network(tmp_path, tiny_recipe, tiny_corpus):
+    train(tiny_recipe(steps=1), tiny_corpus, tmp_path)
+    settings = tiny_recipe().settings | {"embedding": 32}
     with pytest.raises(UserError, match="made with another network"):
-        train(tiny_recipe(settings=settings | {"embedding": 32}), tiny_corpus, out, resume=True)
-    path.write_bytes(whole[:1000])
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        train(tiny_recipe(), tiny_corpus, out, resume=True)
+        train(tiny_recipe(settings=settings), tiny_corpus, tmp_path, resume=True)
 
 
 def test_learning_rate(tiny_recipe):
@@ -170,7 +171,7 @@ def test_drawn_noise_is_a_function_of_seed_and_step(tiny_recipe, tiny_corpus):
     assert t.dtype == torch.float32 and bool(((t > 0) & (t < 1)).all())
 
 
-def together(recipe, corpus, out, count=2, stop_after=None):
+def together(recipe, corpus, out, count=2, stop_after=None, resume=False):
     """`count` processes train into one folder; the second is sent SIGTERM after step `stop_after`. -> exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -184,7 +185,7 @@ def together(recipe, corpus, out, count=2, stop_after=None):
             if rank == 1 and step == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        train(recipe, corpus, out, show=show, peers=Peers(recipe.average_steps))
+        train(recipe, corpus, out, resume=resume, show=show, peers=Peers(recipe.average_steps))
 
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=peer, args=(rank,)) for rank in range(count)]
@@ -196,9 +197,9 @@ def together(recipe, corpus, out, count=2, stop_after=None):
 
 
 def test_two_processes_end_with_the_mean_of_both(tmp_path, tiny_recipe, tiny_corpus):
-    recipe = tiny_recipe(steps=1, warm_up=1, decay=0.0)
+    recipe = tiny_recipe(steps=1, warm_up=1, decay=0.0, average_steps=1)
     assert together(recipe, tiny_corpus, tmp_path) == [0, 0]
-    found = load_file(tmp_path / "checkpoint.safetensors")
+    _, found = saved(tmp_path)
     alone = []
     for index in range(2):  # what each process does, here in one
         network, denoiser = denoiser_of(recipe, tiny_corpus)
@@ -219,10 +220,22 @@ def test_two_processes_end_with_the_mean_of_both(tmp_path, tiny_recipe, tiny_cor
 def test_a_signal_to_one_stops_all_where_they_meet(tmp_path, tiny_recipe, tiny_corpus):
     recipe = tiny_recipe(steps=40, average_steps=4)
     assert together(recipe, tiny_corpus, tmp_path, stop_after=5) == [0, 0]
-    assert int(load_file(tmp_path / "checkpoint.safetensors")["step"]) == 8
+    assert saved(tmp_path)[0] == 8
     steps = [json.loads(line)["step"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert all(step % 10 == 0 for step in steps)  # the leader's lines only, each once
     assert len(steps) == len(set(steps))
+
+
+def test_two_processes_stopped_and_resumed_are_the_run_that_was_not(tmp_path, tiny_recipe, tiny_corpus):
+    recipe = tiny_recipe(steps=14, average_steps=4)
+    assert together(recipe, tiny_corpus, tmp_path / "whole") == [0, 0]
+    assert together(recipe, tiny_corpus, tmp_path / "cut", stop_after=5) == [0, 0]
+    assert saved(tmp_path / "cut")[0] == 8
+    assert together(recipe, tiny_corpus, tmp_path / "cut", resume=True) == [0, 0]
+    for rank in range(2):
+        (step, whole), (_, cut) = (saved(tmp_path / n, rank) for n in ("whole", "cut"))
+        assert step == 14 and [k for k in whole if not torch.equal(whole[k], cut[k])] == []
+    assert (tmp_path / "whole" / "events.jsonl").read_bytes() == (tmp_path / "cut" / "events.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(("count", "steps"), [(1, 6), (2, 3), (3, 2)])

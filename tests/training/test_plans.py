@@ -33,7 +33,7 @@ def folder(tmp_path):
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     empty = np.zeros(0, np.int64)
-    corpus = Corpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat"], RGBACodec())
+    corpus = Corpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat"], RGBACodec(), [])
     save_model(tmp_path / "tiny", RECIPE, corpus, network, 3, {"0": 0.5})
     return tmp_path / "tiny"
 

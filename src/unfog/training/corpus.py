@@ -33,6 +33,7 @@ class Corpus:
     captions: list[str]
     styles: list[str]
     codec: RGBACodec
+    names: list[str]  # the file of each picture
     states: Tensor | None = None  # (captions, T, width) float16
     masks: Tensor | None = None  # (captions, T) bool
 
@@ -52,9 +53,8 @@ class Corpus:
         """The order of one epoch over the plain pictures, a function of seed and epoch only."""
         return np.random.default_rng([seed, epoch]).permutation(self.plain)
 
-    def batch(self, recipe: Recipe, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """x0 and cond of batch `index`: a function of the recipe's seed and that only, so a resumed run is the same."""
-        assert self.states is not None and self.masks is not None
+    def chosen(self, recipe: Recipe, index: int) -> np.ndarray:
+        """Which pictures batch `index` is made of, (B,)."""
         rng = np.random.default_rng([recipe.seed, index, 1])
         places = np.arange(index * recipe.batch, (index + 1) * recipe.batch)
         epochs = places // self.plain
@@ -64,6 +64,12 @@ class Corpus:
         if extra:
             swap = rng.random(len(chosen)) < recipe.recolour
             chosen = np.where(swap, self.plain + rng.integers(extra, size=len(chosen)), chosen)
+        return chosen
+
+    def batch(self, recipe: Recipe, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """x0 and cond of batch `index`: a function of the recipe's seed and that only, so a resumed run is the same."""
+        assert self.states is not None and self.masks is not None
+        chosen, rng = self.chosen(recipe, index), np.random.default_rng([recipe.seed, index, 2])
         text = self.texts[chosen, rng.integers(self.texts.shape[1], size=len(chosen))]
         label = self.classes[chosen]
         # without text *and* style: the unconditional branch of guidance; without style alone: prompts that name none
@@ -90,6 +96,7 @@ def build_corpus(data: PictureSet, recipe: Recipe, split: str = "train", styles:
     known = styles if styles is not None else data.styles
     pictures = [data.load(i, recipe.size) for i in indices]
     lines = [captions(data.records[i], rng) for i in indices]
+    names = [data.records[i].file_name for i in indices]
     labels = [known.index(s) if (s := data.records[i].style) in known else len(known) for i in indices]
     plain = len(pictures)
     if recipe.recolour and split == "train":
@@ -100,10 +107,11 @@ def build_corpus(data: PictureSet, recipe: Recipe, split: str = "train", styles:
             if (record.name or record.text) and colours and colours != record.colors:
                 pictures.append(turned)
                 labels.append(labels[j])
+                names.append(names[j])
                 name = f"{colours[0]} {record.name or record.text}"
                 lines.append([name, f"a {name}", *captions(record.model_copy(update={"colors": colours, "name": name}), rng)[2:]])
     numbers: dict[str, int] = {"": 0}
     texts = np.array([[numbers.setdefault(c, len(numbers)) for c in row] for row in lines])
     stacked = np.stack(pictures)
     codec = codec or RGBACodec.fit(stacked[:plain])
-    return Corpus(torch.from_numpy(stacked), np.array(labels), texts, plain, list(numbers), list(known), codec)
+    return Corpus(torch.from_numpy(stacked), np.array(labels), texts, plain, list(numbers), list(known), codec, names)

@@ -9,16 +9,15 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.losses import LogNormal, Weight, denoising_loss, stratified
 from unfog.errors import UserError
-from unfog.files import write_atomic
+from unfog.training.checkpoint import Checkpoints, cut_events
 from unfog.training.corpus import Corpus
 from unfog.training.ema import PowerEMA
 from unfog.training.optimisers import MuonAdamW
@@ -76,38 +75,11 @@ def draw(recipe: Recipe, denoiser: Preconditioned, shape: torch.Size, index: int
     return t.float(), torch.randn(shape, generator=generator, device=device)
 
 
-class Checkpoint:
-    """The whole state of a run in one file, written atomically; `load` gives the step to go on from."""
-
-    def __init__(self, path: Path, network: nn.Module, ema: PowerEMA, optimiser: MuonAdamW) -> None:
-        self.path, self.network, self.ema, self.optimiser = path, network, ema, optimiser
-
-    def save(self, step: int) -> None:
-        state: dict[str, Tensor] = {"step": torch.tensor(step)}
-        for prefix, network in (("network", self.network), ("ema", self.ema.network)):
-            state |= {f"{prefix}.{k}": v.contiguous() for k, v in network.state_dict().items()}
-        for index, p in enumerate(p for g in self.optimiser.param_groups for p in g["params"]):
-            state |= {f"optimiser.{index}.{k}": v.contiguous() for k, v in self.optimiser.state.get(p, {}).items()}
-        write_atomic(self.path, save(state))
-
-    def load(self) -> int:
-        try:
-            state = load_file(self.path)
-        except Exception as error:
-            raise UserError(f"{self.path}: not a readable checkpoint ({str(error)[:80]}); start without --resume") from None
-        for prefix, network in (("network", self.network), ("ema", self.ema.network)):
-            own = network.state_dict()
-            found = {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
-            if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in found.items()}:
-                raise UserError(f"{self.path}: made with another network; give the recipe it was made with")
-            for key, value in own.items():
-                value.copy_(found[key])
-        parameters = [p for g in self.optimiser.param_groups for p in g["params"]]
-        for key, value in state.items():
-            if key.startswith("optimiser."):
-                _, index, name = key.split(".")
-                self.optimiser.state[parameters[int(index)]][name] = value.to(parameters[int(index)].device)
-        return int(state["step"])
+def written(file: IO[str]) -> None:
+    """Until the disk has it."""
+    file.flush()
+    if file.name != os.devnull:
+        os.fsync(file.fileno())
 
 
 def fit(
@@ -126,11 +98,16 @@ def fit(
     weight: Weight | None = None,
     peers: Peers | None = None,
 ) -> tuple[PowerEMA, int]:
-    """Train until `recipe.steps`, `minutes`, or an interrupt; always ends with a checkpoint. -> the average, the step."""
+    """Train until `recipe.steps`, `minutes`, or an interrupt; always ends with a checkpoint. -> the average, the step.
+
+    OUT/events.jsonl gets loss, gradient norm and learning rate every ten steps: the same bytes however the run was cut.
+    """
     peers = peers or Peers()
     optimiser, ema = MuonAdamW(network, recipe.lr), PowerEMA(network, recipe.ema, EMA_EVERY)
-    checkpoint = Checkpoint(out / "checkpoint.safetensors", network, ema, optimiser)
-    step = checkpoint.load() if resume and checkpoint.path.exists() else 0
+    checkpoints = Checkpoints(out, network, ema, optimiser, peers)
+    step = checkpoints.load() if resume else 0
+    if peers.leads:
+        cut_events(out / "events.jsonl", step)
     stop: list[int] = []
     previous = {s: signal.signal(s, lambda number, _frame: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
     began = saved = time.monotonic()
@@ -138,10 +115,17 @@ def fit(
     broken = 0
     try:
         with open(out / "events.jsonl" if peers.leads else os.devnull, "a", encoding="utf-8") as events:
-            while step < recipe.steps:
-                late = minutes is not None and time.monotonic() - began >= minutes * 60
-                if peers.meet(step, network, bool(stop) or late):
+            while True:
+                now = time.monotonic()
+                late = minutes is not None and now - began >= minutes * 60
+                due = now - saved > recipe.checkpoint_minutes * 60
+                done, save = peers.meet(step, network, bool(stop) or late, due)
+                if done or step >= recipe.steps:
                     break
+                if save:
+                    written(events)
+                    checkpoints.save(step)
+                    saved = now
                 start, index = time.monotonic(), peers.index(step)
                 torch.manual_seed((recipe.seed + 1) * 999_983 + index)  # for dropout: a resumed run must drop the same
                 x0, cond = corpus.batch(recipe, index)
@@ -151,27 +135,27 @@ def fit(
                                         dtype=dtype, weight=weight)  # fmt: skip
                 broken = 0 if math.isfinite(norm) else broken + 1
                 if broken >= 5:
-                    checkpoint.save(step)  # whichever process: the broken batches have not reached the weights
-                    raise UserError(f"step {step}: five batches in a row gave no finite gradient; lower lr (now {lr:g})")
+                    if peers.count == 1:
+                        checkpoints.save(step)  # the broken batches have not reached the weights
+                    named = ", ".join(corpus.names[i] for i in corpus.chosen(recipe, index)[:4])
+                    raise UserError(
+                        f"step {step}: five batches in a row gave no finite gradient, the last with {named}; "
+                        f"look at these pictures, or lower lr (now {lr:g})"
+                    )
                 step += 1
-                event = {"step": step, "loss": loss, "grad": norm, "lr": lr, "seconds": time.monotonic() - start}
-                show(step, event)
+                event = {"step": step, "loss": loss, "grad": norm, "lr": lr}
+                show(step, {**event, "seconds": time.monotonic() - start})
                 if step % 10 == 0 or step == recipe.steps:
                     events.write(json.dumps(event) + "\n")
                     events.flush()
-                if not peers.leads:
-                    continue
-                if time.monotonic() - saved > recipe.checkpoint_minutes * 60:
-                    checkpoint.save(step)
-                    saved = time.monotonic()
-                if step % recipe.report_steps == 0:
+                if peers.leads and step % recipe.report_steps == 0:
                     report(step, ema)
                     network.train()
+            written(events)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    checkpoints.save(step)
     for part in (network, ema.network):
         peers.average(part)
-    if peers.leads:
-        checkpoint.save(step)
     return ema, step

@@ -42,22 +42,24 @@ class Peers:
 
             dist.barrier()
 
-    def average(self, network: nn.Module, stop: bool = False) -> bool:
-        """Give every process the mean of all processes' weights. -> whether any of them wants to stop."""
+    def average(self, network: nn.Module, *wishes: bool) -> list[bool]:
+        """Give every process the mean of all processes' weights. -> for each wish whether any of them has it."""
         if self.count == 1:
-            return stop
+            return list(wishes)
         import torch.distributed as dist
 
         parameters = [p.data for p in network.parameters()]
-        flat = torch.cat([p.flatten() for p in parameters] + [parameters[0].new_tensor([float(stop)])])
+        flags = parameters[0].new_tensor([float(wish) for wish in wishes])
+        flat = torch.cat([*(p.flatten() for p in parameters), flags])
         dist.all_reduce(flat)
         flat /= self.count
-        for p, mean in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
+        *means, found = flat.split([*(p.numel() for p in parameters), len(wishes)])
+        for p, mean in zip(parameters, means, strict=True):
             p.copy_(mean.view_as(p))
-        return bool(flat[-1] > 0)
+        return [bool(wish > 0) for wish in found]
 
-    def meet(self, step: int, network: nn.Module, stop: bool) -> bool:
-        """Before `step`: average if it is time. -> whether to stop, which processes can only do where they meet."""
+    def meet(self, step: int, network: nn.Module, *wishes: bool) -> list[bool]:
+        """Before `step`: average if it is time. -> which wishes to follow, which processes can only do where they meet."""
         if self.count > 1 and step % self.every:
-            return False
-        return self.average(network, stop)
+            return [False] * len(wishes)
+        return self.average(network, *wishes)

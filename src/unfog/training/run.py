@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from unfog.networks import NETWORKS
 from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
 from unfog.requests import TrainRequest
+from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.ema import PowerEMA
 from unfog.training.loop import fit
@@ -96,21 +98,27 @@ def sample_grid(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype:
 
 
 def run_recipe(request: TrainRequest) -> Path:
-    """Train and write: OUT/model (the model folder), OUT/checkpoint.safetensors, OUT/events.jsonl, OUT/samples.
+    """Train and write: OUT/model (the model folder), OUT/checkpoints, OUT/events.jsonl, OUT/samples.
 
     Raises UserError before anything is written where the recipe, the data or OUT do not do.
     """
     recipe, data = settle(request)
-    out = request.out
-    if (out / "checkpoint.safetensors").exists() and not request.resume:
-        raise UserError(f"{out}: already holds a run; add --resume to go on, or choose another --out")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = fastest(device)
+    if saved_steps(request.out) and not request.resume:
+        raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
     corpus = build_corpus(data, recipe)
     splits = [s for s in ("heldout_pair", "heldout_concept") if data.split(s)]
     held = build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec) if splits else corpus
+    if int(os.environ.get("RANK", 0)):  # the leader holds the folder for all
+        return _run(recipe, request, corpus, held)
+    with only_run(request.out):
+        return _run(recipe, request, corpus, held)
+
+
+def _run(recipe: Recipe, request: TrainRequest, corpus: Corpus, held: Corpus) -> Path:
+    out = request.out
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = fastest(device)
     network = build_network(recipe, len(corpus.styles)).to(device)
-    out.mkdir(parents=True, exist_ok=True)
     encoder, peers = TextEncoder.load(), Peers(recipe.average_steps, device)
     if not peers.leads:
         peers.wait()  # for the leader's text states

@@ -1,0 +1,156 @@
+"""The state of a run on the disk: whole or absent, compared with its sha256 before a weight is used, the newest two kept.
+
+OUT/checkpoints/0000864.safetensors     network, average, optimiser (of process 1: 0000864.1.safetensors)
+OUT/checkpoints/0000864.json            step, and the sha256 of each; written last, so that nothing half-written counts
+OUT/lock                                held by the process that trains there; the system frees it when the process dies
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from unfog.errors import UserError
+from unfog.files import sha256, write_atomic
+from unfog.training.ema import PowerEMA
+from unfog.training.optimisers import MuonAdamW
+from unfog.training.peers import Peers
+
+FOLDER = "checkpoints"
+KEPT = 2
+
+
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Hold OUT for this process. UserError where another one trains there, or nothing can be written."""
+    from filelock import FileLock, Timeout
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / "lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{out}: another process is training there; wait for it, stop it, or choose another --out") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def saved_steps(out: Path) -> list[int]:
+    """Steps of the checkpoints that were finished, newest first; whether they are whole is found when one is read."""
+    return sorted((int(p.stem) for p in (out / FOLDER).glob("*.json") if p.stem.isdecimal()), reverse=True)
+
+
+class Checkpoints:
+    """Saves and loads the whole state of one process of a run. With several processes each has a file of its own."""
+
+    def __init__(self, out: Path, network: nn.Module, ema: PowerEMA, optimiser: MuonAdamW, peers: Peers | None = None) -> None:
+        self.out, self.folder = out, out / FOLDER
+        self.network, self.ema, self.optimiser, self.peers = network, ema, optimiser, peers or Peers()
+
+    def _part(self, step: int, rank: int) -> Path:
+        return self.folder / (f"{step:07d}.safetensors" if rank == 0 else f"{step:07d}.{rank}.safetensors")
+
+    def save(self, step: int) -> None:
+        """Every process calls it after the same step. Raises UserError where the disk does not take it; the last one stays."""
+        try:
+            write_atomic(self._part(step, self.peers.rank), save(self._state()))
+            self.peers.wait()
+            if self.peers.leads:
+                parts = [self._part(step, rank) for rank in range(self.peers.count)]
+                digests = {part.name: sha256(part.read_bytes()) for part in parts}
+                text = json.dumps({"step": step, "sha256": digests}, indent=1) + "\n"
+                write_atomic(self.folder / f"{step:07d}.json", text.encode())
+                self._forget()
+        except OSError as error:
+            kept = saved_steps(self.out)
+            left = f"that of step {kept[0]} stays" if kept else "there is none yet"
+            raise UserError(
+                f"{self.folder}: the checkpoint of step {step} cannot be written ({error.strerror or error}); {left}; "
+                "make room and go on with --resume"
+            ) from None
+
+    def _forget(self) -> None:
+        for step in saved_steps(self.out)[KEPT:]:
+            (self.folder / f"{step:07d}.json").unlink()  # first: what it named does not count from here on
+        known = {f"{step:07d}" for step in saved_steps(self.out)}
+        for path in self.folder.iterdir():
+            if path.name.lstrip(".").split(".")[0] not in known:
+                path.unlink()
+
+    def _state(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for prefix, network in (("network", self.network), ("ema", self.ema.network)):
+            state |= {f"{prefix}.{k}": v.contiguous() for k, v in network.state_dict().items()}
+        for index, p in enumerate(p for g in self.optimiser.param_groups for p in g["params"]):
+            state |= {f"optimiser.{index}.{k}": v.contiguous() for k, v in self.optimiser.state.get(p, {}).items()}
+        return state
+
+    def load(self) -> int:
+        """Take the newest whole checkpoint, saying so of each that is not. -> its step; 0 where none was ever saved.
+
+        Raises UserError where all are damaged, or where it is another network's.
+        """
+        steps = saved_steps(self.out)
+        for step in steps:
+            try:
+                state = self._read(step)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                where = self.folder / f"{step:07d}.json"
+                print(f"unfog: {where}: damaged ({str(error)[:80]}); trying the one before", file=sys.stderr)
+                continue
+            self._take(state, step)
+            return step
+        if steps:
+            raise UserError(f"{self.folder}: no checkpoint there is whole; start without --resume, in another --out")
+        return 0
+
+    def _read(self, step: int) -> dict[str, Tensor]:
+        digests = json.loads((self.folder / f"{step:07d}.json").read_bytes())["sha256"]
+        parts = {name: (self.folder / name).read_bytes() for name in digests}  # all: processes must agree on the step
+        for name, data in parts.items():
+            if sha256(data) != digests[name]:
+                raise ValueError(f"sha256 of {name} differs")
+        own = self._part(step, self.peers.rank).name  # a process that the run did not have before begins as process 0
+        return load(parts[own if own in parts else self._part(step, 0).name])
+
+    def _take(self, state: dict[str, Tensor], step: int) -> None:
+        for prefix, network in (("network", self.network), ("ema", self.ema.network)):
+            own = network.state_dict()
+            found = {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
+            if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in found.items()}:
+                raise UserError(f"{self._part(step, 0)}: made with another network; give the recipe it was made with")
+            with torch.no_grad():
+                for key, value in own.items():
+                    value.copy_(found[key])
+        parameters = [p for g in self.optimiser.param_groups for p in g["params"]]
+        for key, value in state.items():
+            if key.startswith("optimiser."):
+                _, index, name = key.split(".")
+                self.optimiser.state[parameters[int(index)]][name] = value.to(parameters[int(index)].device)
+
+
+def cut_events(path: Path, step: int) -> None:
+    """Drop what a lost part of the run wrote: lines of later steps, and a last line that was not finished."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    data = b"".join(line + b"\n" for line in kept)
+    if data != path.read_bytes():
+        write_atomic(path, data)
