@@ -24,6 +24,17 @@ def test_singular_values_are_near_one(shape, dtype, monkeypatch):
     torch.testing.assert_close(u.T @ result @ v.T, torch.diag((u.T @ result @ v.T).diag()), atol=0.05, rtol=0)
 
 
+def test_wide_matrices_take_the_short_way_to_the_same(monkeypatch):
+    monkeypatch.setattr(optimisers, "fastest", lambda device: torch.float32)
+    spread = torch.logspace(-4, 0, 24)[:, None]  # singular values over four powers of ten
+    matrix = spread * torch.randn((24, 200), generator=torch.Generator().manual_seed(3))
+    x = (matrix / (matrix.norm() + 1e-7)).double()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    torch.testing.assert_close(orthogonal(matrix).double(), x, atol=2e-3, rtol=0)
+
+
 def test_scale_does_not_count():
     matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(orthogonal(matrix), orthogonal(matrix * 2**10), atol=0.02, rtol=0)

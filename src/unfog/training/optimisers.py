@@ -26,10 +26,24 @@ def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
     if tall:
         x = x.T
     x = x / (x.norm() + 1e-7)
-    for _ in range(iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.dtype == torch.float32 and x.shape[1] >= 2 * x.shape[0]:  # bfloat16 would lose what is small in a square
+        x = _polynomial(x @ x.T, a, b, c, iterations) @ x
+    else:
+        for _ in range(iterations):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
+
+
+def _polynomial(gram: Tensor, a: float, b: float, c: float, iterations: int) -> Tensor:
+    """The product of the iteration's factors, found on the small square matrix alone, as all of them commute. (R, R)"""
+    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    for _ in range(iterations):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    return product
 
 
 def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
