@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfog.diffusion.checks import check_whole
+from unfog.checks import check_choice, check_whole
 from unfog.diffusion.denoisers import Cond
 from unfog.diffusion.grids import check_grid
 from unfog.diffusion.noise import Noise
 from unfog.diffusion.processes import expand
 from unfog.diffusion.schedules import Schedule, lift, schedule_from_config
-from unfog.errors import UserError, unknown
+from unfog.errors import UserError
 
 DiscreteDenoiser = Callable[[Tensor, Any, Cond | None], Tensor]  # (x_t (B, *D), t, cond) -> logits (B, *D, K)
 KINDS = ("masked", "uniform")
@@ -47,8 +47,7 @@ class Categorical:
 
     def __post_init__(self) -> None:
         check_whole("categorical process", "classes", self.classes, 2)
-        if self.kind not in KINDS:
-            raise unknown("kind of categorical process", self.kind, KINDS)
+        check_choice("kind of categorical process", self.kind, KINDS)
         if isinstance(self.schedule, dict):
             object.__setattr__(self, "schedule", schedule_from_config(self.schedule))
 
@@ -200,8 +199,7 @@ def sample_discrete(
     Sources: D3PM, eq. 4; MDLM, §4.2; Chang et al. 2022 (MaskGIT), arXiv:2202.04200, §3.2.
     """
     what = "sample_discrete"
-    if order not in ORDERS:
-        raise unknown("order", order, ORDERS)
+    check_choice("order", order, ORDERS)
     if process.kind != "masked" and order != "ancestral":
         raise UserError(f"{what}: order {order!r} needs the masked kind; the uniform kind has 'ancestral' only")
     if not (0.0 <= temperature < math.inf and 0.0 <= jitter < math.inf):

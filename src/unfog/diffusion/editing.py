@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfog.checks import call
 from unfog.diffusion.grids import check_grid
-from unfog.diffusion.lookup import call
 from unfog.diffusion.noise import NoiseSource
 from unfog.diffusion.plan import Plan
 from unfog.diffusion.processes import Process, expand

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfog.checks import check_choice
 from unfog.diffusion.plan import Denoise, Plan, State, advance, begin, run, sample
 from unfog.diffusion.samplers import make_plan
 from unfog.diffusion.schedules import Schedule
-from unfog.errors import UserError, unknown
+from unfog.errors import UserError
 
 FREE = ("grid", "consistent", "all")
 
@@ -167,8 +168,7 @@ def fit(
     so far is returned; each(round, error) reports. The error never rises above the starting plan's. start: a plan on the
     same grid, one evaluation a row and results kept as `sampler` keeps them, whose coefficients to begin with.
     """
-    if free not in FREE:
-        raise unknown("free", free, FREE)
+    check_choice("free", free, FREE)
     if not problems or len(grid) < 4 or float(grid[-1]) != 0.0:
         raise UserError("fit: need at least one problem and a grid of at least three steps that ends at 0")
     if not minutes > 0.0 or rounds < 1 or not 1 <= memory <= 8:

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from unfog.diffusion.checks import check_whole
-from unfog.diffusion.lookup import call, lookup
+from unfog.checks import call, check_whole, lookup
 from unfog.diffusion.schedules import Schedule, Shifted, Table
 from unfog.diffusion.tuned import TOP, table, tuned_levels
 from unfog.errors import UserError

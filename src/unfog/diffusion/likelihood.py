@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfog.diffusion.checks import check_whole
+from unfog.checks import check_choice, check_whole
 from unfog.diffusion.denoisers import Cond, Denoiser
 from unfog.diffusion.noise import Noise
 from unfog.diffusion.processes import Process
-from unfog.errors import UserError, unknown
+from unfog.errors import UserError
 
 TRACES = ("exact", "hutchinson")
 PRIORS = ("denoiser", "process")
@@ -255,10 +255,8 @@ def log_likelihood(
     sampling starts from, for log p of the samples. Items must not see each other in the denoiser.
     """
     what = "log_likelihood"
-    if trace not in TRACES:
-        raise unknown("trace", trace, TRACES)
-    if prior not in PRIORS:
-        raise unknown("prior", prior, PRIORS)
+    check_choice("trace", trace, TRACES)
+    check_choice("prior", prior, PRIORS)
     check_whole(what, "steps", steps, 2)
     if steps % 2:
         raise UserError(f"{what}: steps must be even, as a second run takes half of them; got {steps}")

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from unfog.checks import lookup
 from unfog.diffusion.denoisers import Cond, Preconditioned
-from unfog.diffusion.lookup import lookup
 from unfog.diffusion.predictions import PREDICTIONS, Prediction
 from unfog.diffusion.processes import expand
 from unfog.diffusion.schedules import Schedule

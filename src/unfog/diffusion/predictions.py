@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from unfog.diffusion.lookup import call, lookup
+from unfog.checks import call, lookup
 from unfog.diffusion.processes import expand
 from unfog.errors import UserError
 

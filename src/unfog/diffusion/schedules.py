@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfog.diffusion.lookup import call, lookup
+from unfog.checks import call, lookup
 from unfog.errors import UserError
 
 Number = TypeVar("Number", bound=float | np.ndarray | Tensor)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from unfog.checks import call, lookup
 from unfog.diffusion.denoisers import Denoiser
 from unfog.diffusion.guidance.apg import apg
 from unfog.diffusion.guidance.auto import Autoguidance
@@ -24,7 +25,6 @@ from unfog.diffusion.guidance.posterior import Posterior
 from unfog.diffusion.guidance.rescale import rescale
 from unfog.diffusion.guidance.threshold import Threshold
 from unfog.diffusion.guidance.zero_star import zero_star
-from unfog.diffusion.lookup import call, lookup
 
 GUIDANCES: dict[str, Callable[..., Denoiser]] = {
     "perturbed": Perturbed,

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from unfog.checks import call
 from unfog.diffusion.grids import check_grid
-from unfog.diffusion.lookup import call
 from unfog.diffusion.plan import Plan
 from unfog.diffusion.samplers import (
     adams,

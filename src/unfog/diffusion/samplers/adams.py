@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from unfog.checks import check_choice, check_whole
 from unfog.diffusion import multistep
-from unfog.diffusion.checks import check_choice, check_whole
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule

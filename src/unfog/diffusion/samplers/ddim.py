@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfog.diffusion.checks import check_eta
+from unfog.checks import check_eta
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.schedules import Schedule

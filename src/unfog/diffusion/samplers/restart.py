@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.checks import check_whole
+from unfog.checks import check_whole
 from unfog.diffusion.nodes import Nodes, raised
 from unfog.diffusion.plan import Plan, Row
 from unfog.diffusion.samplers import heun

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.checks import check_whole
+from unfog.checks import check_whole
 from unfog.diffusion.multistep import added, keep, weights
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.checks import check_eta
+from unfog.checks import check_eta
 from unfog.diffusion.multistep import keep, moment, slope, weights, width
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row

@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from unfog.diffusion.checks import check_choice, check_whole
+from unfog.checks import check_choice, check_whole
 from unfog.diffusion.multistep import added, keep, moment, weights, width
 from unfog.diffusion.nodes import Nodes
 from unfog.diffusion.plan import Plan, Row
