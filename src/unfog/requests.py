@@ -134,6 +134,7 @@ class TrainRequest(Request):
     minutes: Real | None = Field(
         None, gt=0, le=60 * 24 * 365, description="minutes above 0 after which to stop and save, or leave it out"
     )
+    start: Name | None = Field(None, description="a shipped model's name or a model folder to begin with, or leave it out")
     resume: bool = Field(False, strict=True, description="true to go on from the last checkpoint in `out`")
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 import unfog
@@ -42,3 +43,54 @@ def test_pictures_in_pictures_out(tmp_path, picture_folder, network):
     before = model.hash
     run_recipe(TrainRequest(source=source, out=out, resume=True, steps=6))
     assert unfog.load(out).hash != before and unfog.load(out).card["training"]["steps"] == 6
+
+
+def test_a_model_to_start_from(tmp_path, picture_folder, capsys):
+    """Fine-tuning: the weights begin as the model's, its network, styles and colours stay, and the card says whence."""
+    styled = tmp_path / "styled"
+    styled.mkdir()
+    lines = []
+    for i, path in enumerate(sorted(picture_folder.glob("*.png"))):
+        (styled / path.name).write_bytes(path.read_bytes())
+        lines.append(json.dumps({"file_name": path.name, "text": f"thing {i}", "style": ["round", "flat"][i % 2]}))
+    (styled / "metadata.jsonl").write_text("\n".join(lines))
+    fields = {
+        "name": "things",
+        "data": str(styled),
+        "size": 16,
+        "settings": SETTINGS["unet"],
+        "steps": 2,
+        "batch": 4,
+        "recolour": 0.0,
+    }
+    source = tmp_path / "things.json"
+    source.write_text(json.dumps(fields))
+    run_recipe(TrainRequest(source=source, out=tmp_path / "first"))
+    first = unfog.load(tmp_path / "first")
+
+    # a rate of nearly 0: what comes out is what went in
+    again = tmp_path / "again.json"
+    again.write_text(json.dumps(fields | {"lr": 1e-12, "start": str(tmp_path / "first")}))
+    run_recipe(TrainRequest(source=again, out=tmp_path / "same"))
+    same = unfog.load(tmp_path / "same")
+    ours, theirs = (m.denoiser.network.state_dict() for m in (same, first))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+    # a folder of one's own: without styles, or with ones that the model does not know
+    run_recipe(TrainRequest(source=picture_folder, out=tmp_path / "tuned", start=str(tmp_path / "first"), steps=4))
+    tuned = unfog.load(tmp_path / "tuned")
+    assert tuned.styles == first.styles and tuned.codec == first.codec and tuned.size == 16
+    assert tuned.card["training"]["recipe"]["start"] == str(tmp_path / "first") and tuned.card["training"]["steps"] == 4
+    moved = tuned.denoiser.network.state_dict()
+    assert any(not torch.equal(moved[key], theirs[key]) for key in theirs)
+    (styled / "metadata.jsonl").write_text("\n".join(lines).replace("round", "spiky"))
+    capsys.readouterr()
+    run_recipe(TrainRequest(source=styled, out=tmp_path / "other", start=str(tmp_path / "first"), steps=1))
+    assert "does not know style spiky: learned as of no style" in capsys.readouterr().err
+
+    again.write_text(json.dumps(fields | {"size": 32, "start": str(tmp_path / "first")}))
+    with pytest.raises(UserError, match="again.json: size: .* has 16, not 32; take the model's"):
+        run_recipe(TrainRequest(source=again, out=tmp_path / "wrong"))
+    with pytest.raises(UserError, match="nowhere"):
+        run_recipe(TrainRequest(source=again, out=tmp_path / "wrong", start="nowhere"))
+    assert not (tmp_path / "wrong").exists()

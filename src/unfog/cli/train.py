@@ -14,6 +14,7 @@ def train(
     out: Path = Path("unfog-model"),
     steps: Whole | None = None,
     minutes: Real | None = None,
+    start: str | None = None,
     resume: Flag = False,
 ) -> None:
     """Train a model by a recipe file, or on a folder or .zip of your own pictures.
@@ -22,6 +23,7 @@ def train(
       unfog train my-pictures/ --out my-model --minutes 30
       unfog train recipes/emoji-64.json
       unfog train my-pictures/ --out my-model --resume
+      unfog train my-pictures/ --out my-emoji --start emoji-64 --minutes 30
 
     Parameters
     ----------
@@ -34,13 +36,16 @@ def train(
         Training steps; without it, the recipe's own.
     minutes
         Stop, save and finish after this long.
+    start
+        A shipped model or a model folder whose weights to begin with (fine-tuning). It keeps its network,
+        styles and colours; pictures of a style that it does not know are learned as of none.
     resume
         Go on from the last checkpoint in --out; the result is as if the run had never stopped.
     """
     from unfog.errors import UserError
     from unfog.requests import TrainRequest, check
 
-    given = {"steps": steps, "minutes": minutes}
+    given = {"steps": steps, "minutes": minutes, "start": start}
     fields = {key: value for key, value in given.items() if value is not None}
     request = check(TrainRequest, {"source": source, "out": out, "resume": resume, **fields})
     if not source.exists():

@@ -21,6 +21,7 @@ class Recipe(BaseModel):
 
     name: str = "my-model"
     data: str = Field("emoji-64", description="a shipped data set, a folder or a .zip")
+    start: str | None = Field(None, description="a shipped model or a model folder whose weights to begin with")
     size: int = Field(64, ge=8, le=1024, description="pixels a side")
     network: Literal["unet", "dit"] = "unet"
     settings: dict[str, Any] = Field(default_factory=dict, description="the network's own settings")

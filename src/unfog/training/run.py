@@ -18,8 +18,9 @@ from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.losses import Space, denoising_loss
 from unfog.errors import UserError
-from unfog.files import write_atomic
+from unfog.files import load_weights, write_atomic
 from unfog.modalities.image.data import PictureSet
+from unfog.model import WEIGHTS, Model, load, save_model
 from unfog.networks import NETWORKS
 from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
@@ -34,17 +35,40 @@ from unfog.training.recipe import Recipe, read_recipe
 NOISE_BINS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # ln(sigma/alpha) at which held-out loss is measured
 
 
-def settle(request: TrainRequest) -> tuple[Recipe, PictureSet]:
-    """The recipe of a request (a recipe file, or the defaults for a folder) and the data it names."""
-    source = request.source
+FIXED = ("size", "network", "settings", "schedule", "prediction")  # what a recipe shares with the model that it starts from
+
+
+def settle(request: TrainRequest) -> tuple[Recipe, PictureSet, Model | None]:
+    """The recipe of a request (a recipe file, or the defaults for a folder), the data it names, the model it starts from."""
+    source, start = request.source, request.start
     if source.suffix in (".json", ".py"):
         recipe = read_recipe(source)
+        start = start or recipe.start
         shipped = not Path(recipe.data).exists() and "/" not in recipe.data
         data = unfog.data.path(recipe.data) if shipped else Path(recipe.data)
+        model = load(start) if start else None
+        if model is not None:
+            theirs = _recipe_of(model)
+            for field in FIXED:
+                if getattr(theirs, field) != getattr(recipe, field):
+                    told = f"{getattr(theirs, field)!r}, not {getattr(recipe, field)!r}"
+                    raise UserError(f"{source}: {field}: {start} has {told}; take the model's, or leave start out")
     else:
-        recipe, data = Recipe(name=source.stem or "my-model", data=str(source), recolour=0.0), source
-    changed: dict[str, Any] = {} if request.steps is None else {"steps": request.steps}
-    return recipe.model_copy(update=changed), PictureSet.open(data)
+        own: dict[str, Any] = {"name": source.stem or "my-model", "data": str(source), "recolour": 0.0}
+        model, data = load(start) if start else None, source
+        recipe = Recipe(**own)
+        if model is not None:  # so many steps at half the rate: enough for some thousand pictures, little is forgotten
+            theirs = _recipe_of(model)
+            recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2, "licences": recipe.licences})
+    changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
+    return recipe.model_copy(update=changed), PictureSet.open(data), model
+
+
+def _recipe_of(model: Model) -> Recipe:
+    try:
+        return Recipe.model_validate(model.card["training"]["recipe"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{model.folder}: does not say how it was trained; start from another model") from None
 
 
 def build_network(recipe: Recipe, classes: int) -> torch.nn.Module:
@@ -102,23 +126,29 @@ def run_recipe(request: TrainRequest) -> Path:
 
     Raises UserError before anything is written where the recipe, the data or OUT do not do.
     """
-    recipe, data = settle(request)
+    recipe, data, model = settle(request)
     if saved_steps(request.out) and not request.resume:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
-    corpus = build_corpus(data, recipe)
+    corpus = build_corpus(data, recipe, styles=model.styles, codec=model.codec) if model else build_corpus(data, recipe)
+    unknown = sorted(set(data.styles) - set(corpus.styles))
+    if unknown:
+        print(f"unfog: {recipe.start} does not know style {', '.join(unknown)}: learned as of no style", file=sys.stderr)
     splits = [s for s in ("heldout_pair", "heldout_concept") if data.split(s)]
     held = build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec) if splits else corpus
     if int(os.environ.get("RANK", 0)):  # the leader holds the folder for all
-        return _run(recipe, request, corpus, held)
+        return _run(recipe, request, model, corpus, held)
     with only_run(request.out):
-        return _run(recipe, request, corpus, held)
+        return _run(recipe, request, model, corpus, held)
 
 
-def _run(recipe: Recipe, request: TrainRequest, corpus: Corpus, held: Corpus) -> Path:
+def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Corpus, held: Corpus) -> Path:
     out = request.out
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = fastest(device)
-    network = build_network(recipe, len(corpus.styles)).to(device)
+    network = build_network(recipe, len(corpus.styles))
+    if model is not None:
+        network.load_state_dict({k: v.float() for k, v in load_weights(model.folder, WEIGHTS).items()})
+    network.to(device)
     encoder, peers = TextEncoder.load(), Peers(recipe.average_steps, device)
     if not peers.leads:
         peers.wait()  # for the leader's text states
@@ -138,7 +168,6 @@ def _run(recipe: Recipe, request: TrainRequest, corpus: Corpus, held: Corpus) ->
 
     def report(step: int, ema: PowerEMA) -> None:
         from unfog.modalities.image.show import png_bytes
-        from unfog.model import save_model
 
         averaged = Preconditioned(ema.network, denoiser.process, denoiser.prediction, sigma_min=recipe.sigma_min)
         losses = held_out_loss(averaged, held, dtype, device)
