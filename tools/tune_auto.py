@@ -1,4 +1,4 @@
-"""Learn the table behind the sampler and the grid "auto": python tools/tune_auto.py tiny|small|large [5 8 10 15 20]   rewrites
+"""Learn the table behind the sampler and the grid "auto": python tools/tune_auto.py tiny|small|large [5 8 ...]   rewrites
 tuned.json.
 
 A population of random Gaussian mixtures (2 to 256 dimensions, flat to steep spectra, wide and narrow, some next to points, some
@@ -274,7 +274,7 @@ def main() -> None:
     torch.set_num_threads(1)
     kind, schedule = sys.argv[1], EDM(sigma_max=TOP)
     learn, test = population(1, LEARN[kind]), population(2, TEST[kind])
-    for steps in [int(word) for word in sys.argv[2:]] or [5, 8, 10, 15, 20]:
+    for steps in [int(word) for word in sys.argv[2:]] or [5, 8, 10, 12, 15, 20, 30]:
         bar, other = bars(learn, steps), bars(test, steps)
         ends = (0.02, 0.05, 0.1, 0.2, 0.3)
         spreads = [np.geomspace(TOP, end, steps) for end in ends]

@@ -121,7 +121,7 @@ def test_auto_is_a_plan_for_every_schedule_and_number_of_steps(schedule, dimensi
     assert part[0] == 0.6 and part[-1] == 0.01 and len(part) == steps + 1
 
 
-@pytest.mark.parametrize("steps", [6, 7, 12, 17, 24, 30])
+@pytest.mark.parametrize("steps", [6, 7, 9, 13, 17, 24, 40])
 def test_auto_keeps_what_it_learned_at_other_numbers_of_steps(steps):
     """The corrections, read off for a number of steps that was not learned, at most halve the error of order 2 and 3."""
     found = problem(Linear(), list(range(48)))
@@ -134,9 +134,9 @@ def test_auto_keeps_what_it_learned_at_other_numbers_of_steps(steps):
 
 
 def test_what_auto_corrects_vanishes_as_steps_grow():
-    """Share (20/n)²: the weights tend to exponential Adams', whose order the sampler so keeps."""
+    """Share (30/n)²: the weights tend to exponential Adams', whose order the sampler so keeps."""
     most = []
-    for steps in (40, 80, 160):
+    for steps in (60, 120, 240):
         grid = make_grid("auto", Linear(), steps, dimension=4)
         usual = make_plan("exp_adams", Linear(), grid)
         gap = make_plan("auto", Linear(), grid).b[1:, :3] - usual.b[1:]
