@@ -5,7 +5,7 @@ set entered the learning. What an item will be is settled at higher noise levels
 three. "tiny": up to 32 dimensions (points, poses, rows of a table). "small": up to 256, all alike. "large": thousands, few
 of which carry most of the variance, as in pictures, and half of them guided. "large" has no entry for 15, a choice made by
 looking at one model: learned for itself, it led emoji-64 farther off than its neighbours do. Of two runs of the tool the entry
-kept is the one nearer on two populations that neither learned from (so tiny 8 and small 15, 20 come from populations half as large).
+kept is the one nearer on two populations that neither learned from (tiny 8, small 15 and 20 come from one half as large).
 """
 
 from __future__ import annotations
