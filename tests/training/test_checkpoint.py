@@ -71,9 +71,9 @@ def killed_at_random(recipe, corpus, out, kills, seed):
         child.join()
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_ends_as_the_run_that_was_not(tmp_path, tiny_recipe, tiny_corpus, kills):
-    recipe = tiny_recipe(steps=30 + 2 * kills, checkpoint_minutes=OFTEN)
+@pytest.mark.parametrize(("kills", "accumulate"), [(20, 1), (10, 4), pytest.param(200, 1, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_ends_as_the_run_that_was_not(tmp_path, tiny_recipe, tiny_corpus, kills, accumulate):
+    recipe = tiny_recipe(steps=30 + 2 * kills, checkpoint_minutes=OFTEN, accumulate=accumulate)
     assert train(recipe, tiny_corpus, tmp_path / "whole") == recipe.steps
     killed_at_random(recipe, tiny_corpus, tmp_path / "cut", kills, seed=kills)
     assert train(recipe, tiny_corpus, tmp_path / "cut", resume=True) == recipe.steps

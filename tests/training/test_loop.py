@@ -102,6 +102,24 @@ def test_a_broken_batch_does_not_touch_anything(tiny_recipe, tiny_corpus):
     assert math.isfinite(norm) and any(not torch.equal(a, b) for a, b in zip(before, everything, strict=True))
 
 
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 9])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_recipe, tiny_corpus, accumulate):
+    recipe = tiny_recipe(dropout=0.0)
+    found = []
+    for parts in (1, accumulate):
+        network, denoiser = denoiser_of(recipe, tiny_corpus)
+        x0, cond = tiny_corpus.batch(recipe, 0)
+        t, eps = draw(recipe, denoiser, x0.shape, 0, "cpu")
+        optimiser = MuonAdamW(network)
+        optimiser.step = lambda: None
+        found.append((train_step(network, denoiser, optimiser, PowerEMA(network), x0, cond, t, eps, lr=1e-3, clip=1e9, step=0,
+                                 dtype=torch.float32, accumulate=parts), [p.grad for p in network.parameters()]))  # fmt: skip
+    (whole, gradients), (parts, summed) = found
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    for a, b in zip(gradients, summed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_five_broken_batches_in_a_row_are_an_error(tmp_path, tiny_recipe, tiny_corpus):
     tiny_corpus.codec = RGBACodec((math.nan,) * 4, (1.0,) * 4)
     seen = []

@@ -43,12 +43,20 @@ def train_step(
     step: int,
     dtype: torch.dtype,
     weight: Weight | None = None,
+    accumulate: int = 1,
 ) -> tuple[float, float]:
-    """One step: noise, predict, compare, descend, average. -> loss, gradient norm before clipping."""
-    with torch.autocast(x0.device.type, dtype, enabled=dtype != torch.float32):
-        loss = denoising_loss(denoiser, x0, cond, t, eps, weight).mean()
+    """One step: noise, predict, compare, descend, average. -> loss, gradient norm before clipping.
+
+    accumulate: parts that the batch is worked through in, one after the other; the gradient is that of the whole.
+    """
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    total, size = torch.zeros((), device=x0.device), -(-len(x0) // accumulate)
+    for part in (slice(first, first + size) for first in range(0, len(x0), size)):
+        with torch.autocast(x0.device.type, dtype, enabled=dtype != torch.float32):
+            few = {key: value[part] for key, value in cond.items()}
+            loss = denoising_loss(denoiser, x0[part], few, t[part], eps[part], weight).sum() / len(x0)
+        loss.backward()
+        total += loss.detach()
     parameters = list(network.parameters())
     norm = float(nn.utils.clip_grad_norm_(parameters, clip))
     for group in optimiser.param_groups:
@@ -56,7 +64,7 @@ def train_step(
     if math.isfinite(norm):  # a broken batch must not reach the weights
         optimiser.step()
         ema.update(network, step + 1)
-    return float(loss.detach()), norm
+    return float(total), norm
 
 
 def lr_at(recipe: Recipe, step: int) -> float:
@@ -132,7 +140,7 @@ def fit(
                 t, eps = draw(recipe, denoiser, x0.shape, index, device)
                 lr = lr_at(recipe, step)
                 loss, norm = train_step(network, denoiser, optimiser, ema, x0, cond, t, eps, lr=lr, clip=recipe.clip, step=step,
-                                        dtype=dtype, weight=weight)  # fmt: skip
+                                        dtype=dtype, weight=weight, accumulate=recipe.accumulate)  # fmt: skip
                 broken = 0 if math.isfinite(norm) else broken + 1
                 if broken >= 5:
                     if peers.count == 1:

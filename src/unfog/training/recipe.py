@@ -37,6 +37,7 @@ class Recipe(BaseModel):
     recolour: float = Field(0.1, ge=0, le=1, description="share of items with a turned hue and a caption that says so")
     steps: int = Field(10_000, ge=1)
     batch: int = Field(64, ge=1)
+    accumulate: int = Field(1, ge=1, description="parts that a batch is worked through in: memory falls, the result stays")
     lr: float = Field(1e-3, gt=0)
     warm_up: int = Field(200, ge=0)
     decay: float = Field(0.3, ge=0, le=1, description="last share of the run over which the learning rate falls to 0")
