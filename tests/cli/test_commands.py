@@ -1,5 +1,6 @@
 """The other commands, help, and what start-up loads."""
 
+import errno
 import json
 import os
 import signal
@@ -100,14 +101,35 @@ def calls(monkeypatch):
 
 def test_train(unfog_command, calls):
     Path("data").mkdir()
-    words = ("--out", "model", "--steps", 5, "--minutes", 0.5, "--resume")
+    words = ("--out", "model", "--steps", 5, "--minutes", 0.5, "--start", "emoji-64", "--resume")
     assert unfog_command("train", "data", *words) == (0, ["model"], [])
-    assert calls == [TrainRequest(source=Path("data"), out=Path("model"), steps=5, minutes=0.5, resume=True)]
+    assert calls == [TrainRequest(source=Path("data"), out=Path("model"), steps=5, minutes=0.5, start="emoji-64", resume=True)]
     Path("file").write_text("")
     for bad in (["none"], ["data", "--steps", 0], ["data", "--minutes", "nan"], ["data", "--out", "file"]):
         code, out, err = unfog_command("train", *bad)
         assert (code, out, len(err)) == (2, [], 1)
     assert len(calls) == 1 and not Path("none").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_what_the_disk_denies_is_one_line(unfog_command, calls, number):
+    def deny(request):
+        raise OSError(number, os.strerror(number), "run/events.jsonl")
+
+    Path("data").mkdir()
+    sys.modules["unfog.training"].run_recipe = deny
+    code, out, err = unfog_command("train", "data")
+    assert (code, out, len(err)) == (2, [], 1) and "run/events.jsonl" in err[0] and "--resume" in err[0]
+
+
+def test_other_errors_of_the_system_are_not_hidden(unfog_command, calls):
+    def fail(request):
+        raise OSError(errno.EBADF, "ours")
+
+    Path("data").mkdir()
+    sys.modules["unfog.training"].run_recipe = fail
+    with pytest.raises(OSError, match="ours"):
+        unfog_command("train", "data")
 
 
 def test_evaluate(unfog_command, calls):

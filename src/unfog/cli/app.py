@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from cyclopts import App, CycloptsError
 
 from unfog.cli import complain
@@ -19,6 +21,8 @@ def _version() -> str:
 
     return unfog.__version__
 
+
+DENIED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 app = App(
     name="unfog",
@@ -52,5 +56,10 @@ def run(tokens: list[str]) -> int:
         return 2
     except UserError as error:
         complain(str(error))
+        return 2
+    except OSError as error:  # the machine's answer, not a fault of ours; any other still shows where it came from
+        if error.errno not in DENIED:
+            raise
+        complain(f"{error.filename or 'the disk'}: {error.strerror}; make room or choose another place (training: then --resume)")
         return 2
     return code if isinstance(code, int) else 0
