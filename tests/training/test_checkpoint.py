@@ -75,10 +75,12 @@ def killed_at_random(recipe, corpus, out, kills, seed):
 def test_killed_at_any_moment_ends_as_the_run_that_was_not(tmp_path, tiny_recipe, tiny_corpus, kills, accumulate):
     recipe = tiny_recipe(steps=30 + 2 * kills, checkpoint_minutes=OFTEN, accumulate=accumulate)
     assert train(recipe, tiny_corpus, tmp_path / "whole") == recipe.steps
+    (tmp_path / "cut" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "cut" / "checkpoints" / "notes.txt").write_text("somebody's own")
     killed_at_random(recipe, tiny_corpus, tmp_path / "cut", kills, seed=kills)
     assert train(recipe, tiny_corpus, tmp_path / "cut", resume=True) == recipe.steps
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
-    assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 4  # the newest two and nothing left over
+    assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 5  # the newest two, notes.txt, nothing left over
 
 
 class Dies:

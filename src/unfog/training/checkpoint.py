@@ -84,8 +84,9 @@ class Checkpoints:
         for step in saved_steps(self.out)[KEPT:]:
             (self.folder / f"{step:07d}.json").unlink()  # first: what it named does not count from here on
         known = {f"{step:07d}" for step in saved_steps(self.out)}
-        for path in self.folder.iterdir():
-            if path.name.lstrip(".").split(".")[0] not in known:
+        for path in self.folder.iterdir():  # what is not ours stays
+            stem = path.name.lstrip(".").split(".")[0]
+            if stem.isdecimal() and (stem not in known or path.name.startswith(".")):
                 path.unlink()
 
     def _state(self) -> dict[str, Tensor]:
