@@ -43,6 +43,12 @@ RECIPE = {
     "decay": 0.3,
     "ema": 0.08,
     "average_steps": 32,
+    "licences": [
+        "Noto Emoji, Google LLC, Apache-2.0",
+        "Twemoji, Twitter, Inc and other contributors, CC BY 4.0",
+        "OpenMoji, https://openmoji.org, CC BY-SA 4.0",
+        "Fluent Emoji, Microsoft Corporation, MIT",
+    ],
     "report_steps": 500,
 }  # fmt: skip
 

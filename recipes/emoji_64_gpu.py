@@ -29,6 +29,12 @@ RECIPE = {
     "ema": 0.08,
     "compile": True,
     "checkpoint_minutes": 3,
+    "licences": [
+        "Noto Emoji, Google LLC, Apache-2.0",
+        "Twemoji, Twitter, Inc and other contributors, CC BY 4.0",
+        "OpenMoji, https://openmoji.org, CC BY-SA 4.0",
+        "Fluent Emoji, Microsoft Corporation, MIT",
+    ],
     "report_steps": 1000,
 }  # fmt: skip
 

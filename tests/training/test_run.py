@@ -59,9 +59,10 @@ def test_a_model_to_start_from(tmp_path, picture_folder, capsys):
         "data": str(styled),
         "size": 16,
         "settings": SETTINGS["unet"],
-        "steps": 2,
+        "steps": 4,
         "batch": 4,
         "recolour": 0.0,
+        "licences": ["theirs"],
     }
     source = tmp_path / "things.json"
     source.write_text(json.dumps(fields))
@@ -81,6 +82,7 @@ def test_a_model_to_start_from(tmp_path, picture_folder, capsys):
     tuned = unfog.load(tmp_path / "tuned")
     assert tuned.styles == first.styles and tuned.codec == first.codec and tuned.size == 16
     assert tuned.card["training"]["recipe"]["start"] == str(tmp_path / "first") and tuned.card["training"]["steps"] == 4
+    assert tuned.card["licences"] == ["theirs"]  # what was learned from their pictures is in the weights
     moved = tuned.denoiser.network.state_dict()
     assert any(not torch.equal(moved[key], theirs[key]) for key in theirs)
     (styled / "metadata.jsonl").write_text("\n".join(lines).replace("round", "spiky"))

@@ -59,7 +59,7 @@ def settle(request: TrainRequest) -> tuple[Recipe, PictureSet, Model | None]:
         recipe = Recipe(**own)
         if model is not None:  # so many steps at half the rate: enough for some thousand pictures, little is forgotten
             theirs = _recipe_of(model)
-            recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2, "licences": recipe.licences})
+            recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2})
     changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
     return recipe.model_copy(update=changed), PictureSet.open(data), model
 
