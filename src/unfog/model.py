@@ -146,7 +146,7 @@ class Model:
             wrong = f"its network does not fit {WEIGHTS} or this unfog ({reason})"
             raise UserError(f"{folder / CARD}: {wrong}; get the model again") from None
         # as the file has them, each convolution would copy its weights into this order at every call
-        network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         process = process_from_config(card["process"])
         lowest = card.get("sigma_min", 0.0)
         if isinstance(lowest, bool) or not isinstance(lowest, (int, float)) or not 0.0 <= lowest < 1.0:
