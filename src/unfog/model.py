@@ -146,6 +146,7 @@ class Model:
             wrong = f"its network does not fit {WEIGHTS} or this unfog ({reason})"
             raise UserError(f"{folder / CARD}: {wrong}; get the model again") from None
         # as the file has them, each convolution would copy its weights into this order at every call
+        # (ignore: torch's stubs of `to` lack the keyword, which its documentation has)
         network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         process = process_from_config(card["process"])
         lowest = card.get("sigma_min", 0.0)

@@ -13,6 +13,15 @@ SETTINGS = {"unshuffle": 4, "widths": [16, 16], "blocks": [1, 1], "attention": [
 
 
 @pytest.fixture
+def one_thread():
+    """torch on one thread, so that the bits of two runs can be compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tiny_recipe():
     """A function from changes to a recipe."""
     base = {"size": 16, "settings": SETTINGS, "steps": 6, "batch": 4, "warm_up": 2, "dropout": 0.2, "recolour": 0.3}

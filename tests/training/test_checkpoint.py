@@ -24,15 +24,8 @@ from unfog.training.loop import fit
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.run import build_network
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OFTEN = 1e-9  # minutes between checkpoints: one before every step
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(recipe, corpus, out, resume=False):

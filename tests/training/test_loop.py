@@ -23,13 +23,7 @@ from unfog.training.optimisers import MuonAdamW
 from unfog.training.peers import Peers
 from unfog.training.run import build_network
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def denoiser_of(recipe, corpus):
