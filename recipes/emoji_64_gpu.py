@@ -27,6 +27,7 @@ RECIPE = {
     "warm_up": 300,
     "decay": 0.3,
     "ema": 0.08,
+    "accumulate": 1,
     "compile": True,
     "checkpoint_minutes": 3,
     "licences": [

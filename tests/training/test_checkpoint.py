@@ -19,6 +19,7 @@ from unfog.diffusion import Gaussian, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError
 from unfog.training.checkpoint import Checkpoints, cut_events, only_run, saved_steps
+from unfog.training.denoising import Denoising
 from unfog.training.ema import PowerEMA
 from unfog.training.loop import fit
 from unfog.training.optimisers import MuonAdamW
@@ -32,8 +33,9 @@ def train(recipe, corpus, out, resume=False):
     with only_run(out):
         network = build_network(recipe, len(corpus.styles))
         denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
-        return fit(recipe, corpus, network, denoiser, out, resume=resume, minutes=None, device="cpu", dtype=torch.float32,
-                   report=lambda *_: None, show=lambda *_: None)[1]  # fmt: skip
+        task = Denoising(recipe, corpus, denoiser, network)
+        return fit(recipe, task, network, out, resume=resume, minutes=None, dtype=torch.float32, report=lambda *_: None,
+                   show=lambda *_: None)[1]  # fmt: skip
 
 
 def in_a_child(work):

@@ -17,8 +17,9 @@ from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError
 from unfog.modalities.image.codec import RGBACodec
 from unfog.training.checkpoint import saved_steps
+from unfog.training.denoising import Denoising, mixed
 from unfog.training.ema import PowerEMA
-from unfog.training.loop import draw, fit, lr_at, train_step
+from unfog.training.loop import fit, lr_at, train_step
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.peers import Peers
 from unfog.training.run import build_network
@@ -31,11 +32,16 @@ def denoiser_of(recipe, corpus):
     return network, Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
 
 
+def task_of(recipe, corpus):
+    network, denoiser = denoiser_of(recipe, corpus)
+    return network, Denoising(recipe, corpus, denoiser, network)
+
+
 def train(recipe, corpus, out, resume=False, show=None, peers=None):
     out.mkdir(exist_ok=True)
-    network, denoiser = denoiser_of(recipe, corpus)
-    return fit(recipe, corpus, network, denoiser, out, resume=resume, minutes=None, device="cpu", dtype=torch.float32,
-               report=lambda *_: None, show=show or (lambda *_: None), peers=peers)  # fmt: skip
+    network, task = task_of(recipe, corpus)
+    return fit(recipe, task, network, out, resume=resume, minutes=None, dtype=torch.float32, report=lambda *_: None,
+               show=show or (lambda *_: None), peers=peers)  # fmt: skip
 
 
 def saved(out, rank=0):
@@ -77,14 +83,13 @@ def test_training_moves_weights_and_average_apart(tmp_path, tiny_recipe, tiny_co
 
 def test_a_broken_batch_does_not_touch_anything(tiny_recipe, tiny_corpus):
     recipe = tiny_recipe()
-    network, denoiser = denoiser_of(recipe, tiny_corpus)
+    network, task = task_of(recipe, tiny_corpus)
     optimiser, ema = MuonAdamW(network), PowerEMA(network)
     settings = {"lr": 1e-3, "clip": 1.0, "dtype": torch.float32}
 
     def step(number, factor):
-        x0, cond = tiny_corpus.batch(recipe, number)
-        t, eps = draw(recipe, denoiser, x0.shape, number, "cpu")
-        return train_step(network, denoiser, optimiser, ema, x0 * factor, cond, t, eps, step=number, **settings)
+        batch = task.batch(number)
+        return train_step(network, task.loss, optimiser, ema, batch | {"x0": batch["x0"] * factor}, step=number, **settings)
 
     step(0, 1.0)
     everything = [*network.parameters(), *ema.network.parameters(), *(v for s in optimiser.state.values() for v in s.values())]
@@ -101,12 +106,10 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_recipe, tiny_corpus
     recipe = tiny_recipe(dropout=0.0)
     found = []
     for parts in (1, accumulate):
-        network, denoiser = denoiser_of(recipe, tiny_corpus)
-        x0, cond = tiny_corpus.batch(recipe, 0)
-        t, eps = draw(recipe, denoiser, x0.shape, 0, "cpu")
+        network, task = task_of(recipe, tiny_corpus)
         optimiser = MuonAdamW(network)
         optimiser.step = lambda: None
-        found.append((train_step(network, denoiser, optimiser, PowerEMA(network), x0, cond, t, eps, lr=1e-3, clip=1e9, step=0,
+        found.append((train_step(network, task.loss, optimiser, PowerEMA(network), task.batch(0), lr=1e-3, clip=1e9, step=0,
                                  dtype=torch.float32, accumulate=parts), [p.grad for p in network.parameters()]))  # fmt: skip
     (whole, gradients), (parts, summed) = found
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
@@ -176,15 +179,30 @@ def test_shares_of_dropped_and_recoloured_items(tiny_recipe, tiny_corpus):
 
 def test_drawn_noise_is_a_function_of_seed_and_step(tiny_recipe, tiny_corpus):
     recipe = tiny_recipe()
-    _, denoiser = denoiser_of(recipe, tiny_corpus)
+    _, task = task_of(recipe, tiny_corpus)
     shape = torch.Size([4, 4, 16, 16])
-    (t, eps), (t2, eps2), (_, other) = (draw(recipe, denoiser, shape, step, "cpu") for step in (3, 3, 4))
+    (t, eps), (t2, eps2), (_, other) = (task.draw(shape, step) for step in (3, 3, 4))
     assert torch.equal(t, t2) and torch.equal(eps, eps2) and not torch.equal(eps, other)
     assert t.dtype == torch.float32 and bool(((t > 0) & (t < 1)).all())
+    assert len({float(item.sum()) for item in eps}) == 4 and abs(float(eps.mean())) < 0.05 and abs(float(eps.std()) - 1) < 0.05
+
+
+def test_some_rows_of_a_batch_are_those_of_the_whole(tiny_recipe, tiny_corpus):
+    _, task = task_of(tiny_recipe(), tiny_corpus)
+    whole, some = task.batch(3), task.batch(3, slice(1, None, 2))
+    assert all(torch.equal(whole[key][1::2], some[key]) for key in ("x0", "t", "noise"))
+    assert all(torch.equal(value[1::2], some["cond"][key]) for key, value in whole["cond"].items())
+
+
+def test_seeds_of_near_numbers_are_far_apart():
+    seeds = {mixed(*numbers) for numbers in np.ndindex(4, 30, 30)}
+    assert len(seeds) == 3600 and all(0 <= seed < 2**63 for seed in seeds)
+    bits = np.array([[seed >> bit & 1 for bit in range(63)] for seed in sorted(seeds)])
+    assert np.abs(bits.mean(0) - 0.5).max() < 0.05
 
 
 def together(recipe, corpus, out, count=2, stop_after=None, resume=False):
-    """`count` processes train into one folder; the second is sent SIGTERM after step `stop_after`. -> exit codes."""
+    """`count` processes train into one folder; the last is sent SIGTERM after step `stop_after`. -> exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -194,7 +212,7 @@ def together(recipe, corpus, out, count=2, stop_after=None, resume=False):
         torch.set_num_threads(1)
 
         def show(step, event):
-            if rank == 1 and step == stop_after:
+            if rank == count - 1 and step == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         train(recipe, corpus, out, resume=resume, show=show, peers=Peers(recipe.average_steps))
@@ -214,13 +232,11 @@ def test_two_processes_end_with_the_mean_of_both(tmp_path, tiny_recipe, tiny_cor
     _, found = saved(tmp_path)
     alone = []
     for index in range(2):  # what each process does, here in one
-        network, denoiser = denoiser_of(recipe, tiny_corpus)
+        network, task = task_of(recipe, tiny_corpus)
         optimiser, ema = MuonAdamW(network, recipe.lr), PowerEMA(network, recipe.ema)
         network.train()
         torch.manual_seed((recipe.seed + 1) * 999_983 + index)
-        x0, cond = tiny_corpus.batch(recipe, index)
-        t, eps = draw(recipe, denoiser, x0.shape, index, "cpu")
-        train_step(network, denoiser, optimiser, ema, x0, cond, t, eps, lr=lr_at(recipe, 0), clip=recipe.clip, step=0,
+        train_step(network, task.loss, optimiser, ema, task.batch(index), lr=lr_at(recipe, 0), clip=recipe.clip, step=0,
                    dtype=torch.float32)  # fmt: skip
         alone.append(network.state_dict())
     for key in alone[0]:
@@ -250,13 +266,38 @@ def test_two_processes_stopped_and_resumed_are_the_run_that_was_not(tmp_path, ti
     assert (tmp_path / "whole" / "events.jsonl").read_bytes() == (tmp_path / "cut" / "events.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("before, after", [(2, 2), (2, 1), (1, 2), (3, 2)])
+def test_processes_that_share_batches_are_one(tmp_path, tiny_recipe, tiny_corpus, before, after):
+    """Stopped as so many and resumed as so many: the run of one process."""
+    recipe = tiny_recipe(steps=12, dropout=0.2, batch=5)
+    assert together(recipe, tiny_corpus, tmp_path / "whole", count=1) == [0]
+    assert together(recipe, tiny_corpus, tmp_path / "cut", before, stop_after=5) == [0] * before
+    assert saved(tmp_path / "cut")[0] == 5
+    assert together(recipe, tiny_corpus, tmp_path / "cut", after, resume=True) == [0] * after
+    (step, whole), (_, cut) = (saved(tmp_path / n) for n in ("whole", "cut"))
+    assert step == 12 and whole.keys() == cut.keys()
+    for key in whole:
+        if max(before, after) == 2:  # as many as the parts that one process cuts a batch into
+            assert torch.equal(whole[key], cut[key]), key
+        else:  # Adam divides small gradients by themselves, rounding and all
+            assert torch.allclose(whole[key], cut[key], rtol=0, atol=2e-5), key
+    if max(before, after) == 2:
+        assert (tmp_path / "whole" / "events.jsonl").read_bytes() == (tmp_path / "cut" / "events.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(("count", "steps"), [(1, 6), (2, 3), (3, 2)])
 def test_processes_draw_what_one_alone_would(monkeypatch, count, steps):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    peers = Peers()
-    peers.count = count
-    drawn = []
+    apart, together = Peers(4), Peers(0)
+    apart.count = together.count = count
+    drawn, shares = [], []
     for step in range(steps):
-        for peers.rank in range(count):
-            drawn.append(peers.index(step))
+        for apart.rank in range(count):
+            index, rows = apart.place(step)
+            assert rows == slice(None)
+            drawn.append(index)
+        for together.rank in range(count):
+            index, rows = together.place(step)
+            shares += [(index, row) for row in range(7)[rows]]
     assert drawn == list(range(6))
+    assert sorted(shares) == [(step, row) for step in range(steps) for row in range(7)]

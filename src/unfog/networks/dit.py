@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unfog.errors import UserError
 from unfog.networks.attention import attend, perturbed
-from unfog.networks.layers import Cond, Conditioning, RMSNorm, SteadyLinear, SwiGLU, modulate, small, zero_
+from unfog.networks.layers import Cond, Conditioning, Dropout, RMSNorm, SteadyLinear, SwiGLU, modulate, small, zero_
 from unfog.networks.rotary import grid_angles, rotate
 
 
@@ -64,7 +64,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.mlp = SwiGLU(width, hidden)
         self.offsets = nn.Parameter(torch.zeros(6 * width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, shared: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
         scale1, shift1, gate1, scale2, shift2, gate2 = (shared + self.offsets).chunk(6, dim=-1)

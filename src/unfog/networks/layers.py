@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -22,6 +23,34 @@ def fourier(logsnr: Tensor, dim: int, max_period: float = 40.0) -> Tensor:
     frequencies = torch.exp(torch.linspace(0, math.log(1000), half, device=logsnr.device)) * (2 * math.pi / max_period)
     angle = logsnr.float()[:, None] * frequencies
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class Dropout(nn.Module):
+    """Zeroes numbers while training, each with probability `rate`, and scales up the rest.
+
+    With `seeds` (`seed_dropout`) each item's zeros are its own: the same in any batch, part of one or process.
+    """
+
+    seeds: list[int] | None = None
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate or self.seeds is None:
+            return F.dropout(x, self.rate, self.training)
+        generator, kept = torch.Generator(x.device), torch.empty_like(x)
+        for item, seed in zip(kept, self.seeds, strict=True):
+            item.bernoulli_(1 - self.rate, generator=generator.manual_seed(seed))
+        return x * kept.div_(1 - self.rate)
+
+
+def seed_dropout(network: nn.Module, seeds: Sequence[int]) -> None:
+    """Draw the zeros of the next call from a seed of each item, in [0, 2^63), other ones in each layer."""
+    layers = [module for module in network.modules() if isinstance(module, Dropout) and module.rate]
+    for number, layer in enumerate(layers):
+        layer.seeds = [seed ^ (number * 0x9E3779B97F4A7C15 & (1 << 63) - 1) for seed in seeds]
 
 
 def zero_(module: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unfog.networks.attention import TextAttention
-from unfog.networks.layers import Cond, Conditioning, zero_
+from unfog.networks.layers import Cond, Conditioning, Dropout, zero_
 
 
 class Conv(nn.Module):
@@ -39,7 +39,7 @@ class ResBlock(nn.Module):
         self.conv_in, self.conv_out = Conv(c_in, c_out), Conv(c_out, c_out)
         self.modulation = nn.Linear(width, 2 * c_out)
         self.skip = nn.Linear(c_in, c_out) if c_in != c_out else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         zero_(self.conv_out)
         zero_(self.modulation)
 

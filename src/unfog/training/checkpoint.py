@@ -52,7 +52,7 @@ def saved_steps(out: Path) -> list[int]:
 
 
 class Checkpoints:
-    """Saves and loads the whole state of one process of a run. With several processes each has a file of its own."""
+    """Saves and loads the whole state of one process of a run. Processes whose weights differ have a file each."""
 
     def __init__(self, out: Path, network: nn.Module, ema: PowerEMA, optimiser: MuonAdamW, peers: Peers | None = None) -> None:
         self.out, self.folder = out, out / FOLDER
@@ -64,10 +64,11 @@ class Checkpoints:
     def save(self, step: int) -> None:
         """Every process calls it after the same step. Raises UserError where the disk does not take it; the last one stays."""
         try:
-            write_atomic(self._part(step, self.peers.rank), save(self._state()))
+            if self.peers.leads or not self.peers.alike:
+                write_atomic(self._part(step, self.peers.rank), save(self._state()))
             self.peers.wait()
             if self.peers.leads:
-                parts = [self._part(step, rank) for rank in range(self.peers.count)]
+                parts = [self._part(step, rank) for rank in range(1 if self.peers.alike else self.peers.count)]
                 digests = {part.name: sha256(part.read_bytes()) for part in parts}
                 text = json.dumps({"step": step, "sha256": digests}, indent=1) + "\n"
                 write_atomic(self.folder / f"{step:07d}.json", text.encode())

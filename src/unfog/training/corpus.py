@@ -66,8 +66,9 @@ class Corpus:
             chosen = np.where(swap, self.plain + rng.integers(extra, size=len(chosen)), chosen)
         return chosen
 
-    def batch(self, recipe: Recipe, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """x0 and cond of batch `index`: a function of the recipe's seed and that only, so a resumed run is the same."""
+    def batch(self, recipe: Recipe, index: int, rows: slice = slice(None)) -> tuple[Tensor, dict[str, Tensor]]:
+        """x0 and cond of these rows of batch `index`: a function of the recipe's seed and that only, so a resumed run is the
+        same."""
         assert self.states is not None and self.masks is not None
         chosen, rng = self.chosen(recipe, index), np.random.default_rng([recipe.seed, index, 2])
         text = self.texts[chosen, rng.integers(self.texts.shape[1], size=len(chosen))]
@@ -76,7 +77,8 @@ class Corpus:
         nothing = rng.random(len(chosen)) < recipe.drop_text
         text = np.where(nothing, 0, text)
         label = np.where(nothing | (rng.random(len(chosen)) < recipe.drop_style), len(self.styles), label)
-        return self.codec.encode(self.pictures[torch.from_numpy(chosen).to(self.pictures.device)]), self.cond(text, label)
+        pictures = self.pictures[torch.from_numpy(chosen[rows]).to(self.pictures.device)]
+        return self.codec.encode(pictures), self.cond(text[rows], label[rows])
 
     def cond(self, text: np.ndarray, label: np.ndarray) -> dict[str, Tensor]:
         """Conditions for caption numbers (B,) and style numbers (B,)."""

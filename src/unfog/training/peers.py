@@ -1,21 +1,24 @@
-"""Several processes that train one model: each takes its own steps, and every few steps their weights are averaged.
+"""Several processes that train one model. Started by `torchrun --nproc-per-node N -m unfog train ...`.
 
-Started by `torchrun --nproc-per-node N -m unfog train ...`. Steps need no exchange, so a core or a machine that is held up
-for a moment holds nobody else up. Source: Stich 2018 (local SGD), arXiv:1805.09767.
+every = 0: at each step each process takes its share of the batch and the gradients are added up, so that the run is that of
+one process: to the bit where that one works a batch through in as many parts as there are processes, else to rounding.
+every = n: each takes batches of its own, and every n steps their weights are averaged; steps need no exchange, so a core or a
+machine that is held up for a moment holds nobody else up. Source of the latter: Stich 2018 (local SGD), arXiv:1805.09767.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Peers:
     """This process's place among `count`; alone, every method does nothing."""
 
-    def __init__(self, every: int = 16, device: str = "cpu") -> None:
+    def __init__(self, every: int = 0, device: str = "cpu") -> None:
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.every = every
         if self.count > 1:
@@ -31,9 +34,28 @@ class Peers:
         """Whether this process is the one that saves and reports."""
         return self.rank == 0
 
-    def index(self, step: int) -> int:
-        """The number of this process's batch at `step`: together the processes draw what one alone would draw later."""
-        return step * self.count + self.rank
+    @property
+    def alike(self) -> bool:
+        """Whether all processes hold the same weights after every step."""
+        return self.count == 1 or not self.every
+
+    @property
+    def batches(self) -> int:
+        """Batches that all processes together take at a step."""
+        return self.count if self.every else 1
+
+    def place(self, step: int) -> tuple[int, slice]:
+        """The number of this process's batch at `step`, and which rows of it are its own.
+
+        Batches of their own are together what one process alone would draw later.
+        """
+        if self.every:
+            return step * self.count + self.rank, slice(None)
+        return step, slice(self.rank, None, self.count)
+
+    def parts(self, accumulate: int) -> int:
+        """Into how many parts this process cuts its share, so that all together make at least `accumulate`."""
+        return accumulate if self.every else -(-accumulate // self.count)
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -42,14 +64,31 @@ class Peers:
 
             dist.barrier()
 
+    def share(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """Give every process the sum of all gradients, where they take shares of one batch. -> the sum of their losses."""
+        if self.count == 1 or self.every:
+            return loss
+        import torch.distributed as dist
+
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([*(g.flatten() for g in gradients), loss.reshape(1)])
+        dist.all_reduce(flat)
+        *sums, loss = flat.split([*(g.numel() for g in gradients), 1])
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total.view_as(gradient))  # its memory stays laid out as one process would have it
+        return loss[0]
+
     def average(self, network: nn.Module, *wishes: bool) -> list[bool]:
         """Give every process the mean of all processes' weights. -> for each wish whether any of them has it."""
         if self.count == 1:
             return list(wishes)
         import torch.distributed as dist
 
-        parameters = [p.data for p in network.parameters()]
-        flags = parameters[0].new_tensor([float(wish) for wish in wishes])
+        parameters = [] if self.alike else [p.data for p in network.parameters()]
+        flags = next(network.parameters()).new_tensor([float(wish) for wish in wishes])
         flat = torch.cat([*(p.flatten() for p in parameters), flags])
         dist.all_reduce(flat)
         flat /= self.count
@@ -60,6 +99,6 @@ class Peers:
 
     def meet(self, step: int, network: nn.Module, *wishes: bool) -> list[bool]:
         """Before `step`: average if it is time. -> which wishes to follow, which processes can only do where they meet."""
-        if self.count > 1 and step % self.every:
+        if self.count > 1 and self.every and step % self.every:
             return [False] * len(wishes)
         return self.average(network, *wishes)

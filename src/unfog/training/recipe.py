@@ -14,10 +14,29 @@ from unfog.errors import UserError
 from unfog.requests import one_line
 
 
-class Recipe(BaseModel):
-    """Settings of one training run on captioned pictures; unknown ones are refused."""
+class LoopSettings(BaseModel):
+    """What the loop itself needs, whatever it trains; unknown settings are refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(10_000, ge=1)
+    batch: int = Field(64, ge=1)
+    accumulate: int = Field(2, ge=1, description="parts that a batch is worked through in: memory falls, the result stays; as "
+                            "many processes that train together give the same bits as one")  # fmt: skip
+    lr: float = Field(1e-3, gt=0)
+    warm_up: int = Field(200, ge=0)
+    decay: float = Field(0.3, ge=0, le=1, description="last share of the run over which the learning rate falls to 0")
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.1, gt=0, lt=0.28, description="relative width of the weight average")
+    average_steps: int = Field(0, ge=0, description="of several processes each takes a share of every batch if 0; "
+                               "if n, batches of its own, and their weights are averaged every n steps")  # fmt: skip
+    seed: int = Field(0, ge=0)
+    checkpoint_minutes: float = Field(10, gt=0)
+    report_steps: int = Field(500, ge=1, description="steps between held-out losses and sample grids")
+
+
+class Recipe(LoopSettings):
+    """Settings of one training run on captioned pictures."""
 
     name: str = "my-model"
     data: str = Field("emoji-64", description="a shipped data set, a folder or a .zip")
@@ -35,19 +54,7 @@ class Recipe(BaseModel):
     drop_text: float = Field(0.1, ge=0, le=1, description="share of items trained without text and style")
     drop_style: float = Field(0.1, ge=0, le=1, description="share of items trained without style alone")
     recolour: float = Field(0.1, ge=0, le=1, description="share of items with a turned hue and a caption that says so")
-    steps: int = Field(10_000, ge=1)
-    batch: int = Field(64, ge=1)
-    accumulate: int = Field(1, ge=1, description="parts that a batch is worked through in: memory falls, the result stays")
-    lr: float = Field(1e-3, gt=0)
-    warm_up: int = Field(200, ge=0)
-    decay: float = Field(0.3, ge=0, le=1, description="last share of the run over which the learning rate falls to 0")
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.1, gt=0, lt=0.28, description="relative width of the weight average")
-    average_steps: int = Field(16, ge=1, description="steps between averages where several processes train together")
-    seed: int = Field(0, ge=0)
     compile: bool = Field(False, description="true to compile the network first: pays on a GPU, costs minutes")
-    checkpoint_minutes: float = Field(10, gt=0)
-    report_steps: int = Field(500, ge=1, description="steps between held-out losses and sample grids")
     licences: list[str] = Field(default_factory=list, description="credits that the model folder carries on")
     defaults: dict[str, Any] = Field(default_factory=lambda: {"steps": 20, "scale": 3.0, "sampler": "auto"})
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import unfog.data
-from unfog.diffusion import Gaussian, Noise, make_grid, make_plan, sample, schedule_from_config
+from unfog.diffusion import Gaussian, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
-from unfog.diffusion.guidance.cfg import ClassifierFree
-from unfog.diffusion.losses import Space, denoising_loss
 from unfog.errors import UserError
 from unfog.files import load_weights, write_atomic
 from unfog.modalities.image.data import PictureSet
@@ -27,13 +23,13 @@ from unfog.precision import fastest
 from unfog.requests import TrainRequest
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
+from unfog.training.denoising import Denoising
 from unfog.training.ema import PowerEMA
 from unfog.training.loop import fit
 from unfog.training.peers import Peers
+from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
-
-NOISE_BINS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # ln(sigma/alpha) at which held-out loss is measured
-
+from unfog.training.watch import held_out_loss, sample_grid
 
 FIXED = ("size", "network", "settings", "schedule", "prediction")  # what a recipe shares with the model that it starts from
 
@@ -81,46 +77,6 @@ def build_network(recipe: Recipe, classes: int) -> torch.nn.Module:
         raise UserError(f"recipe: settings do not fit network {recipe.network!r} ({error}); remove the unknown one") from None
 
 
-@torch.inference_mode()
-def held_out_loss(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, device: str, count: int = 64) -> dict[str, float]:
-    """Mean loss at fixed noise of the first `count` held-out pictures, in each noise bin."""
-    rng = np.random.default_rng(0)
-    chosen = rng.permutation(corpus.plain)[:count]
-    x0 = corpus.codec.encode(corpus.pictures[torch.from_numpy(chosen).to(device)])
-    cond = corpus.cond(corpus.texts[chosen, 0], corpus.classes[chosen])
-    eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
-    losses = {}
-    for level in NOISE_BINS:
-        t = torch.full((len(x0),), float(denoiser.process.schedule.time(-2 * level)), device=device)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            losses[f"{level:g}"] = float(denoising_loss(denoiser, x0, cond, t, eps).mean())
-    return losses
-
-
-@torch.inference_mode()
-def sample_grid(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype: torch.dtype, device: str, rows: int = 8) -> Any:
-    """A contact sheet of `rows` captions in every style."""
-    from unfog.modalities.image.show import contact_sheet
-
-    columns = max(len(corpus.styles), 1)
-    texts = np.repeat(np.random.default_rng(1).permutation(corpus.plain)[:rows], columns)
-    label = np.tile(np.arange(columns), rows)
-    numbers = corpus.texts[texts, 0]
-    cond = corpus.cond(numbers, label)
-    uncond = corpus.cond(np.zeros(1, int), np.array([len(corpus.styles)]))
-    schedule = denoiser.process.schedule
-    plan = make_plan("dpmpp_2m", schedule, make_grid("logsnr", schedule, 12))
-    guided = ClassifierFree(denoiser, 2.5, uncond)
-    noise = Noise(list(range(len(numbers))))
-    x = denoiser.process.prior(noise.normal((4, recipe.size, recipe.size), 0), plan.start).to(device)
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        x0 = sample(plan, lambda x, t: guided(x, t, cond), x, noise)
-    labels = [f"{corpus.captions[n]}" for n in numbers]
-    from PIL import Image
-
-    return contact_sheet([Image.fromarray(p) for p in corpus.codec.decode(x0)], labels, columns=columns * 2)
-
-
 def run_recipe(request: TrainRequest) -> Path:
     """Train and write: OUT/model (the model folder), OUT/checkpoints, OUT/events.jsonl, OUT/samples.
 
@@ -159,11 +115,10 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         peers.wait()
     stepped = torch.compile(network) if recipe.compile else network
     denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
-    weight = Space(recipe.weight, limit=recipe.weight_limit) if recipe.weight else None
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     if peers.leads:
         print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters, {device} "
-              f"{str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.count} x {recipe.batch}",
+              f"{str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",
               file=sys.stderr)  # fmt: skip
 
     def report(step: int, ema: PowerEMA) -> None:
@@ -174,11 +129,11 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         with open(out / "events.jsonl", "a", encoding="utf-8") as events:
             events.write(json.dumps({"step": step, "held_out": losses}) + "\n")
         write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
-        save_model(out / "model", recipe, corpus, ema.network, step, losses, peers.count)
+        save_model(out / "model", recipe, corpus, ema.network, step, losses, peers.batches)
 
-    with _Shown(recipe, peers.leads) as show:
-        ema, step = fit(recipe, corpus, network, denoiser, out, resume=request.resume, minutes=request.minutes, device=device,
-                        dtype=dtype, report=report, show=show, weight=weight, peers=peers)  # fmt: skip
+    with Shown(recipe, peers.leads) as show:
+        ema, step = fit(recipe, Denoising(recipe, corpus, denoiser, network, device), network, out, resume=request.resume,
+                        minutes=request.minutes, dtype=dtype, report=report, show=show, peers=peers)  # fmt: skip
     # else the loop has just written this very model
     if peers.leads and (step % recipe.report_steps or not (out / "model").exists()):
         report(step, ema)
@@ -200,35 +155,3 @@ def _states(corpus: Corpus, encoder: TextEncoder, out: Path) -> None:
     corpus.encode_captions(encoder)
     assert corpus.states is not None and corpus.masks is not None
     write_atomic(path, save({"states": corpus.states, "masks": corpus.masks}))
-
-
-class _Shown:
-    """Progress for a person on a terminal (rich), or a JSON line every half minute elsewhere."""
-
-    def __init__(self, recipe: Recipe, leads: bool = True) -> None:
-        self.recipe, self.leads, self.last = recipe, leads, 0.0
-        self.bar: Any = None
-
-    def __enter__(self) -> _Shown:
-        if self.leads and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                                console=Console(stderr=True))  # fmt: skip
-            self.bar.start()
-            self.task = self.bar.add_task(self.recipe.name, total=self.recipe.steps)
-        return self
-
-    def __call__(self, step: int, event: dict[str, Any]) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=f"{self.recipe.name} loss {event['loss']:.4f}")
-        elif self.leads and time.monotonic() - self.last > 30:
-            self.last = time.monotonic()
-            left = (self.recipe.steps - step) * event["seconds"]
-            rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in event.items()}
-            print(json.dumps({**rounded, "eta_seconds": round(left)}), file=sys.stderr, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
