@@ -89,7 +89,7 @@ def test_a_broken_batch_does_not_touch_anything(tiny_recipe, tiny_corpus):
 
     def step(number, factor):
         batch = task.batch(number)
-        return train_step(network, task.loss, optimiser, ema, batch | {"x0": batch["x0"] * factor}, step=number, **settings)
+        return train_step(network, task.loss, optimiser, [ema], batch | {"x0": batch["x0"] * factor}, step=number, **settings)
 
     step(0, 1.0)
     everything = [*network.parameters(), *ema.network.parameters(), *(v for s in optimiser.state.values() for v in s.values())]
@@ -109,7 +109,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_recipe, tiny_corpus
         network, task = task_of(recipe, tiny_corpus)
         optimiser = MuonAdamW(network)
         optimiser.step = lambda: None
-        found.append((train_step(network, task.loss, optimiser, PowerEMA(network), task.batch(0), lr=1e-3, clip=1e9, step=0,
+        found.append((train_step(network, task.loss, optimiser, [PowerEMA(network)], task.batch(0), lr=1e-3, clip=1e9, step=0,
                                  dtype=torch.float32, accumulate=parts), [p.grad for p in network.parameters()]))  # fmt: skip
     (whole, gradients), (parts, summed) = found
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
@@ -236,7 +236,7 @@ def test_two_processes_end_with_the_mean_of_both(tmp_path, tiny_recipe, tiny_cor
         optimiser, ema = MuonAdamW(network, recipe.lr), PowerEMA(network, recipe.ema)
         network.train()
         torch.manual_seed((recipe.seed + 1) * 999_983 + index)
-        train_step(network, task.loss, optimiser, ema, task.batch(index), lr=lr_at(recipe, 0), clip=recipe.clip, step=0,
+        train_step(network, task.loss, optimiser, [ema], task.batch(index), lr=lr_at(recipe, 0), clip=recipe.clip, step=0,
                    dtype=torch.float32)  # fmt: skip
         alone.append(network.state_dict())
     for key in alone[0]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,9 +54,21 @@ def saved_steps(out: Path) -> list[int]:
 class Checkpoints:
     """Saves and loads the whole state of one process of a run. Processes whose weights differ have a file each."""
 
-    def __init__(self, out: Path, network: nn.Module, ema: PowerEMA, optimiser: MuonAdamW, peers: Peers | None = None) -> None:
-        self.out, self.folder = out, out / FOLDER
-        self.network, self.ema, self.optimiser, self.peers = network, ema, optimiser, peers or Peers()
+    def __init__(
+        self,
+        out: Path,
+        network: nn.Module,
+        averages: Sequence[PowerEMA],
+        optimiser: MuonAdamW,
+        peers: Peers | None = None,
+        loop: Mapping[str, Tensor] | None = None,
+        extra: nn.Module | None = None,
+    ) -> None:
+        """averages: the first is the run's own. loop: whatever else the loop must remember, written to in place by `load`."""
+        self.out, self.folder, self.loop = out, out / FOLDER, loop or {}
+        self.network, self.optimiser, self.peers = network, optimiser, peers or Peers()
+        others = {f"ema-{average.sigma_rel:g}": average.network for average in averages[1:]}
+        self.modules = {"network": network, "ema": averages[0].network, **others} | ({"extra": extra} if extra else {})
 
     def _part(self, step: int, rank: int) -> Path:
         return self.folder / (f"{step:07d}.safetensors" if rank == 0 else f"{step:07d}.{rank}.safetensors")
@@ -92,8 +104,9 @@ class Checkpoints:
 
     def _state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
-        for prefix, network in (("network", self.network), ("ema", self.ema.network)):
-            state |= {f"{prefix}.{k}": v.contiguous() for k, v in network.state_dict().items()}
+        for prefix, module in self.modules.items():
+            state |= {f"{prefix}.{k}": v.contiguous() for k, v in module.state_dict().items()}
+        state |= {f"loop.{k}": v for k, v in self.loop.items()}
         for index, p in enumerate(p for g in self.optimiser.param_groups for p in g["params"]):
             state |= {f"optimiser.{index}.{k}": v.contiguous() for k, v in self.optimiser.state.get(p, {}).items()}
         return state
@@ -127,14 +140,19 @@ class Checkpoints:
         return load(parts[own if own in parts else self._part(step, 0).name])
 
     def _take(self, state: dict[str, Tensor], step: int) -> None:
-        for prefix, network in (("network", self.network), ("ema", self.ema.network)):
-            own = network.state_dict()
-            found = {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
+        for prefix, module in self.modules.items():
+            own, there = module.state_dict(), prefix
+            if prefix.startswith("ema-") and not any(k.startswith(f"{prefix}.") for k in state):
+                there = "ema"  # a run that did not keep this one so far
+            found = {k.removeprefix(f"{there}."): v for k, v in state.items() if k.startswith(f"{there}.")}
             if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in found.items()}:
                 raise UserError(f"{self._part(step, 0)}: made with another network; give the recipe it was made with")
             with torch.no_grad():
                 for key, value in own.items():
                     value.copy_(found[key])
+        for key, value in self.loop.items():
+            if f"loop.{key}" in state:
+                value.copy_(state[f"loop.{key}"])
         parameters = [p for g in self.optimiser.param_groups for p in g["params"]]
         for key, value in state.items():
             if key.startswith("optimiser."):

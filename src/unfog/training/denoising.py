@@ -13,6 +13,7 @@ from unfog.networks.layers import seed_dropout
 from unfog.training.corpus import Corpus
 from unfog.training.loop import Batch
 from unfog.training.recipe import Recipe
+from unfog.training.weighting import LearnedWeight
 
 _WORD = (1 << 64) - 1
 
@@ -41,6 +42,7 @@ class Denoising:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.weight = Space(recipe.weight, limit=recipe.weight_limit) if recipe.weight else None
+        self.extra = LearnedWeight().to(self.device) if recipe.learned_weight else None
 
     def batch(self, index: int, rows: slice = slice(None)) -> Batch:
         """x0 (B, *D), cond, t (B,) and noise (B, *D) of these rows of batch `index`."""
@@ -65,7 +67,8 @@ class Denoising:
         """The denoising loss of each item, (B,)."""
         if self.device == "cpu":  # elsewhere so many generators would cost too much: there a batch's zeros are of its own
             seed_dropout(self.network, batch["seeds"].tolist())
-        return denoising_loss(self.denoiser, batch["x0"], batch["cond"], batch["t"], batch["noise"], self.weight)
+        loss = denoising_loss(self.denoiser, batch["x0"], batch["cond"], batch["t"], batch["noise"], self.weight)
+        return loss if self.extra is None else self.extra(loss, self.denoiser.process.schedule.logsnr(batch["t"]))
 
     def names(self, index: int) -> list[str]:
         """The files that batch `index` is made of."""

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -19,19 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from unfog.errors import UserError
+from unfog.training import averages as kept
 from unfog.training.checkpoint import Checkpoints, cut_events
-from unfog.training.ema import PowerEMA
+from unfog.training.ema import WIDTHS, PowerEMA
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.peers import Peers
 from unfog.training.recipe import LoopSettings
+from unfog.training.spikes import Spikes
 
 Batch = dict[str, Any]  # tensors whose first axis is the items, and dictionaries of such
 EMA_EVERY = 4  # steps; each would cost a pass over all weights
-BROKEN = 5  # batches in a row without a usable gradient end a run
 
 
 class Task(Protocol):
-    """What is learned. Both calls are functions of the seed and their arguments only."""
+    """What is learned. Calls are functions of the seed and their arguments only (and of the weights)."""
+
+    @property
+    def extra(self) -> nn.Module | None: ...  # what is trained beside the network: not averaged, not in the model
 
     def batch(self, index: int, rows: slice) -> Batch: ...  # these rows of batch `index`
 
@@ -56,7 +60,7 @@ def train_step(
     network: nn.Module,
     loss_fn: Callable[[Batch], Tensor],
     optimiser: MuonAdamW,
-    ema: PowerEMA,
+    averages: Sequence[PowerEMA],
     batch: Batch,
     *,
     lr: float,
@@ -66,6 +70,7 @@ def train_step(
     accumulate: int = 1,
     whole: int | None = None,
     peers: Peers | None = None,
+    extra: nn.Module | None = None,
     limit: float = math.inf,
 ) -> tuple[float, float]:
     """One step: loss, backward, clip, descend, average. -> mean loss, gradient norm before clipping.
@@ -82,7 +87,7 @@ def train_step(
             loss = loss_fn(part(batch, slice(first, None, accumulate))).sum() / (whole or items)
         loss.backward()
         total += loss.detach()
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    parameters = [p for p in (*network.parameters(), *(extra.parameters() if extra else ())) if p.requires_grad]
     if peers is not None:
         total = peers.share(parameters, total)
     norm = float(nn.utils.clip_grad_norm_(parameters, clip))
@@ -90,7 +95,8 @@ def train_step(
         group["lr"] = lr
     if norm <= limit and math.isfinite(norm):  # a broken batch must not reach the weights
         optimiser.step()
-        ema.update(network, step + 1)
+        for average in averages:
+            average.update(network, step + 1)
     return float(total), norm
 
 
@@ -99,6 +105,11 @@ def lr_at(settings: LoopSettings, step: int) -> float:
     falling = settings.decay * settings.steps
     rise = min(1.0, (step + 1) / max(settings.warm_up, 1))
     return settings.lr * min(rise, (settings.steps - step) / falling if falling else 1.0)
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def written(file: IO[str]) -> None:
@@ -126,8 +137,11 @@ def fit(
     OUT/events.jsonl gets loss, gradient norm and learning rate every ten steps: the same bytes however the run was cut.
     """
     peers = peers or Peers()
-    optimiser, ema = MuonAdamW(network, settings.lr), PowerEMA(network, settings.ema, EMA_EVERY)
-    checkpoints = Checkpoints(out, network, ema, optimiser, peers)
+    widths = [settings.ema, *(width for width in WIDTHS if settings.snapshots and width != settings.ema)]
+    averages = [PowerEMA(network, width, EMA_EVERY) for width in widths]
+    optimiser, ema, spikes = MuonAdamW(network, settings.lr, extra=task.extra), averages[0], Spikes()
+    checkpoints = Checkpoints(out, network, averages, optimiser, peers, {"spikes": spikes.state}, task.extra)
+    between = max(1, settings.steps // settings.snapshots) if settings.snapshots else 0
     step = checkpoints.load() if resume else 0
     if peers.leads:
         cut_events(out / "events.jsonl", step)
@@ -135,7 +149,6 @@ def fit(
     previous = {s: signal.signal(s, lambda number, _frame: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
     began = saved = time.monotonic()
     network.train()
-    broken = 0
     try:
         with open(out / "events.jsonl" if peers.leads else os.devnull, "a", encoding="utf-8") as events:
             while True:
@@ -154,24 +167,26 @@ def fit(
                 batch = task.batch(index, rows)
                 lr = lr_at(settings, step)
                 loss, norm = train_step(
-                    network, task.loss, optimiser, ema, batch, lr=lr, clip=settings.clip, step=step, dtype=dtype,
-                    accumulate=peers.parts(settings.accumulate), whole=settings.batch, peers=peers,
+                    network, task.loss, optimiser, averages, batch, lr=lr, clip=settings.clip, step=step, dtype=dtype,
+                    accumulate=peers.parts(settings.accumulate), whole=settings.batch, peers=peers, extra=task.extra,
+                    limit=spikes.limit,
                 )  # fmt: skip
-                broken = 0 if math.isfinite(norm) else broken + 1
-                if broken >= BROKEN:
+                if spikes.saw(norm) and spikes.broken:
                     if peers.alike:
                         checkpoints.save(step)  # the broken batches have not reached the weights
                     named = ", ".join(task.names(index)[:4])
                     raise UserError(
-                        f"step {step}: five batches in a row gave no finite gradient, the last with {named}; "
-                        f"look at these, or lower lr (now {lr:g})"
+                        f"step {step}: five batches in a row gave no usable gradient (the last one's norm is {norm:.3g}), "
+                        f"the last with {named}; look at these, or lower lr (now {lr:g})"
                     )
                 step += 1
-                event = {"step": step, "loss": loss, "grad": norm, "lr": lr}
+                event = {"step": step, "loss": _finite(loss), "grad": _finite(norm), "lr": lr, "skipped": spikes.skipped}
                 show(step, {**event, "seconds": time.monotonic() - start})
                 if step % 10 == 0 or step == settings.steps:
                     events.write(json.dumps(event) + "\n")
                     events.flush()
+                if peers.leads and between and step % between == 0:
+                    kept.keep(out, step, [a for a in averages if a.sigma_rel in WIDTHS])
                 if peers.leads and step % settings.report_steps == 0:
                     report(step, ema)
                     network.train()
@@ -180,6 +195,6 @@ def fit(
         for number, handler in previous.items():
             signal.signal(number, handler)
     checkpoints.save(step)
-    for averaged in (network, ema.network):
-        peers.average(averaged)
+    for module in (network, *(average.network for average in averages)):
+        peers.average(module)
     return ema, step

@@ -63,10 +63,13 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        extra: nn.Module | None = None,
     ) -> None:
-        inner = hidden_matrices(network)
+        """extra: what else is trained, all of it by AdamW. What needs no gradient is left alone."""
+        inner = [p for p in hidden_matrices(network) if p.requires_grad]
         chosen = {id(p) for p in inner}
-        rest = [p for p in network.parameters() if id(p) not in chosen]
+        every = [*network.parameters(), *(extra.parameters() if extra else ())]
+        rest = [p for p in every if p.requires_grad and id(p) not in chosen]
         groups = [{"params": inner, "kind": "muon"}, {"params": rest, "kind": "adamw"}]
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from typing import Any
@@ -30,7 +31,7 @@ class Shown:
 
     def __call__(self, step: int, event: dict[str, Any]) -> None:
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=f"{self.recipe.name} loss {event['loss']:.4f}")
+            self.bar.update(self.task, completed=step, description=f"{self.recipe.name} loss {event['loss'] or math.nan:.4f}")
         elif self.leads and time.monotonic() - self.last > 30:
             self.last = time.monotonic()
             left = (self.recipe.steps - step) * event["seconds"]

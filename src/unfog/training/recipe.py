@@ -28,6 +28,7 @@ class LoopSettings(BaseModel):
     decay: float = Field(0.3, ge=0, le=1, description="last share of the run over which the learning rate falls to 0")
     clip: float = Field(1.0, gt=0)
     ema: float = Field(0.1, gt=0, lt=0.28, description="relative width of the weight average")
+    snapshots: int = Field(16, ge=0, description="weight averages kept over the run, for `unfog average`; 0: none")
     average_steps: int = Field(0, ge=0, description="of several processes each takes a share of every batch if 0; "
                                "if n, batches of its own, and their weights are averaged every n steps")  # fmt: skip
     seed: int = Field(0, ge=0)
@@ -49,6 +50,7 @@ class Recipe(LoopSettings):
     prediction: Literal["x0", "eps", "v", "flow", "edm"] = "v"
     weight: str | None = Field(None, description="space in which errors count, such as v; None: the prediction's own")
     weight_limit: float = Field(100.0, gt=0, description="most that the weight may be")
+    learned_weight: bool = Field(False, description="true to learn, beside the network, a weight for each noise level")
     noise_mean: float = Field(0.3, description="mean of ln(sigma/alpha) in training")
     noise_std: float = Field(1.3, gt=0, description="its standard deviation")
     drop_text: float = Field(0.1, ge=0, le=1, description="share of items trained without text and style")
