@@ -51,7 +51,7 @@ def save_model(
     """Write a model folder whole: float16 weights, everything that sampling needs, what it was trained on."""
     from safetensors.torch import save
 
-    settings = {"channels": 4, "classes": len(corpus.styles), **recipe.settings}
+    settings = recipe.network_settings(len(corpus.styles))
     process = Gaussian(_schedule(recipe))
     card = {
         "format": FORMAT,

@@ -138,6 +138,15 @@ class TrainRequest(Request):
     resume: bool = Field(False, strict=True, description="true to go on from the last checkpoint in `out`")
 
 
+class AverageRequest(Request):
+    """A model of other averaged weights, made of those that a run kept."""
+
+    run: Path = Field(description="a training run's folder")
+    ema: Real = Field(0.1, gt=0, lt=0.28, description="a number above 0 and below 0.28, the width of the average over the run")
+    at: Whole | None = Field(None, ge=1, description="a whole number from 1, the step to stop at, or leave it out for the last")
+    out: Path = Field(description="the model folder to write")
+
+
 class EvaluateRequest(Request):
     """Compare a model's pictures with a data set's."""
 

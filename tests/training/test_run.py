@@ -8,7 +8,8 @@ from PIL import Image
 
 import unfog
 from unfog.errors import UserError
-from unfog.requests import TrainRequest
+from unfog.requests import AverageRequest, TrainRequest
+from unfog.training.averages import average
 from unfog.training.checkpoint import saved_steps
 from unfog.training.run import run_recipe
 
@@ -41,8 +42,36 @@ def test_pictures_in_pictures_out(tmp_path, picture_folder, network):
     with pytest.raises(UserError, match="--resume"):
         run_recipe(TrainRequest(source=source, out=out))
     before = model.hash
+    assert json.loads((out / "recipe.json").read_text())["steps"] == 4
+    with pytest.raises(UserError, match="holds a run; add --resume"):
+        run_recipe(TrainRequest(source=out))
+    assert run_recipe(TrainRequest(source=out, resume=True, steps=5)) == folder  # the run's folder says all
+    assert unfog.load(out).card["training"]["steps"] == 5
     run_recipe(TrainRequest(source=source, out=out, resume=True, steps=6))
     assert unfog.load(out).hash != before and unfog.load(out).card["training"]["steps"] == 6
+
+
+def test_other_averages_of_a_run(tmp_path, picture_folder):
+    fields = {"name": "things", "data": str(picture_folder), "size": 16, "settings": SETTINGS["unet"], "steps": 64, "batch": 2,
+              "report_steps": 64, "warm_up": 1, "augment": 0.2, "learned_weight": True}  # fmt: skip
+    (tmp_path / "things.json").write_text(json.dumps(fields))
+    run = tmp_path / "run"
+    run_recipe(TrainRequest(source=tmp_path / "things.json", out=run))
+    assert len(list((run / "averages").glob("*.json"))) == 16
+    usual = unfog.load(run).denoiser.network.state_dict()
+    made = {}
+    for name, fields in (("same", {}), ("sharp", {"ema": 0.05}), ("early", {"at": 32})):
+        step = average(AverageRequest(run=run, out=tmp_path / name, **fields))
+        model = unfog.load(tmp_path / name)
+        made[name] = model.denoiser.network.state_dict()
+        assert step == fields.get("at", 64) == model.card["training"]["steps"]
+        assert model.card["training"]["pictures_seen"] == step * 2 and made[name].keys() == usual.keys()
+        assert len(model.generate("thing 1", steps=2)) == 1
+    assert all(torch.allclose(usual[k], made["same"][k], atol=2e-3) for k in usual)
+    assert not all(torch.allclose(usual[k], made["early"][k], atol=2e-3) for k in usual)
+    assert any(not torch.equal(made["same"][k], made["sharp"][k]) for k in usual)
+    with pytest.raises(UserError, match="exists and is no model folder"):
+        average(AverageRequest(run=run, out=picture_folder))
 
 
 def test_a_model_to_start_from(tmp_path, picture_folder, capsys):

@@ -22,14 +22,14 @@ def train(
     Try:
       unfog train my-pictures/ --out my-model --minutes 30
       unfog train recipes/emoji-64.json
-      unfog train my-pictures/ --out my-model --resume
+      unfog train --resume my-model
       unfog train my-pictures/ --out my-emoji --start emoji-64 --minutes 30
 
     Parameters
     ----------
     source
         A recipe file, or a folder or .zip of pictures (with metadata.jsonl, or a .txt beside each picture,
-        or one sub-folder a class).
+        or one sub-folder a class); with --resume, a run's own folder will do.
     out
         The model folder to write.
     steps

@@ -95,7 +95,8 @@ class DiT(nn.Module):
 
     Args: `channels` of the picture; `size` pixels a side in training, which sets how fast positions turn; `patch` pixels
     a side of a token; `width` of a token; `depth` blocks; `heads` of attention; `text_dim` 0 or the text state's width;
-    `classes` number of classes; `dropout` in [0, 1); `registers` extra tokens; `bottleneck` numbers a patch passes through.
+    `classes` number of classes; `dropout` in [0, 1); `registers` extra tokens; `bottleneck` numbers a patch passes through;
+    `augment` numbers that say how a picture was moved.
     Raises: UserError where these do not fit together.
     """
 
@@ -112,6 +113,7 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         registers: int = 4,
         bottleneck: int = 128,
+        augment: int = 0,
     ) -> None:
         super().__init__()
         if width % (4 * heads):
@@ -120,7 +122,7 @@ class DiT(nn.Module):
             raise UserError(f"network 'dit': size {size} must be a multiple of patch {patch}; change either")
         self.patch, self.side, self.head_dim = patch, size // patch, width // heads
         hidden = round(width * 8 / 3 / 32) * 32  # as many weights as a plain layer of 4·width, in whole vector registers
-        self.conditioning = Conditioning(width, text_dim, classes)
+        self.conditioning = Conditioning(width, text_dim, classes, augment)
         self.stem = Stem(channels * patch**2, bottleneck, width, text_dim, registers)
         self.modulation = SteadyLinear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(depth))

@@ -107,13 +107,15 @@ class Conditioning(nn.Module):
     """One vector a picture from log-SNR, class and the mean text state; the text tokens apart.
 
     `cond["text"]` (B, T, text_dim), `cond["text_mask"]` (B, T) True where a token is real, `cond["class"]` (B,) long in
-    [0, classes], where `classes` itself means "no class". A key that is absent counts as no text or no class. (The networks
-    themselves read `cond["perturb"]` (B,) bool: items whose picture tokens attend to themselves alone.)
+    [0, classes], where `classes` itself means "no class"; `cond["augment"]` (B, augment) says how a training picture was
+    moved. A key that is absent counts as no text, no class, not moved. (The networks themselves read `cond["perturb"]` (B,)
+    bool: items whose picture tokens attend to themselves alone.)
     """
 
-    def __init__(self, width: int, text_dim: int = 0, classes: int = 0) -> None:
+    def __init__(self, width: int, text_dim: int = 0, classes: int = 0, augment: int = 0) -> None:
         super().__init__()
         self.width, self.text_dim, self.classes = width, text_dim, classes
+        self.augment = zero_(SteadyLinear(augment, width, bias=False)) if augment else None
         self.time = nn.Sequential(SteadyLinear(width, width), nn.SiLU(), SteadyLinear(width, width))
         self.label = nn.Embedding.from_pretrained(small(classes + 1, width), freeze=False) if classes else None
         self.pooled = SteadyLinear(text_dim, width) if text_dim else None
@@ -131,6 +133,8 @@ class Conditioning(nn.Module):
             if label is None:
                 label = torch.full((len(logsnr),), self.classes, device=logsnr.device)
             vector = vector + self.label(label)
+        if self.augment is not None and "augment" in cond:
+            vector = vector + self.augment(cond["augment"].to(self.dtype))
         if self.pooled is None or "text" not in cond:
             return vector, None, None
         text = cond["text"].to(self.dtype)

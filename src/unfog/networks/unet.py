@@ -100,7 +100,8 @@ class UNet(nn.Module):
 
     Args: `channels` of the picture; `unshuffle` pixels a side that become channels; `widths` a level, finest first;
     `blocks` encoder blocks a level (the decoder has one more); `attention` whether a level attends; `embedding` width of
-    the conditioning vector; `text_dim` 0 or the text state's width; `classes` number of classes; `dropout` in [0, 1).
+    the conditioning vector; `text_dim` 0 or the text state's width; `classes` number of classes; `dropout` in [0, 1);
+    `augment` numbers that say how a picture was moved.
     """
 
     def __init__(
@@ -114,10 +115,11 @@ class UNet(nn.Module):
         text_dim: int = 384,
         classes: int = 0,
         dropout: float = 0.0,
+        augment: int = 0,
     ) -> None:
         super().__init__()
         self.channels, self.unshuffle = channels, unshuffle
-        self.conditioning = Conditioning(embedding, text_dim, classes)
+        self.conditioning = Conditioning(embedding, text_dim, classes, augment)
         self.stem = Conv(channels * unshuffle**2, widths[0])
         self.down, self.up, self.shrink, self.grow = (nn.ModuleList() for _ in range(4))
 

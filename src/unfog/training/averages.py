@@ -16,9 +16,39 @@ from torch import Tensor
 
 from unfog.errors import UserError
 from unfog.files import sha256, write_atomic
+from unfog.requests import AverageRequest
 from unfog.training.ema import PowerEMA, exponent, shares
 
 FOLDER = "averages"
+
+
+def average(request: AverageRequest) -> int:
+    """Write the model folder of one average of a run. -> the step that it stands for. Raises UserError where there is none."""
+    from safetensors.torch import save
+
+    from unfog.files import read_checked, write_folder
+    from unfog.model import CARD, WEIGHTS
+
+    model = request.run / "model"
+    card = json.loads(read_checked(model, CARD))
+    step, weights = reconstruct(request.run, request.ema, request.at)
+    training = card.get("training", {})
+    training |= {"steps": step, "ema": request.ema}
+    seen = training.get("pictures_seen")
+    if seen:
+        batch, processes = training["recipe"]["batch"], training.get("processes", 1)
+        training["pictures_seen"] = step * batch * processes
+    training.pop("held_out_loss", None)  # was another's
+    half = {key: value.half().contiguous() for key, value in weights.items()}
+
+    def write(temporary: Path) -> None:
+        write_atomic(temporary / WEIGHTS, save(half))
+        write_atomic(temporary / CARD, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
+
+    if request.out.exists() and not (request.out / CARD).is_file():
+        raise UserError(f"--out: {request.out} exists and is no model folder; choose another place")
+    write_folder(request.out, write)
+    return step
 
 
 def keep(out: Path, step: int, averages: Sequence[PowerEMA]) -> None:

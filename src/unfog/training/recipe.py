@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unfog.errors import UserError
+from unfog.modalities.image.augment import NUMBERS
 from unfog.requests import one_line
 
 
@@ -56,9 +57,16 @@ class Recipe(LoopSettings):
     drop_text: float = Field(0.1, ge=0, le=1, description="share of items trained without text and style")
     drop_style: float = Field(0.1, ge=0, le=1, description="share of items trained without style alone")
     recolour: float = Field(0.1, ge=0, le=1, description="share of items with a turned hue and a caption that says so")
+    augment: float = Field(0.0, ge=0, le=1, description="chance of each way of moving a training picture; the network is told, "
+                           "so samples are not moved")  # fmt: skip
     compile: bool = Field(False, description="true to compile the network first: pays on a GPU, costs minutes")
     licences: list[str] = Field(default_factory=list, description="credits that the model folder carries on")
     defaults: dict[str, Any] = Field(default_factory=lambda: {"steps": 20, "scale": 3.0, "sampler": "auto"})
+
+    def network_settings(self, classes: int) -> dict[str, Any]:
+        """What the network is built with for so many classes."""
+        told = {"augment": NUMBERS} if self.augment else {}
+        return {"channels": 4, "classes": classes, **told, **self.settings}
 
     @property
     def sigma_min(self) -> float:

@@ -31,12 +31,18 @@ from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
 from unfog.training.watch import held_out_loss, sample_grid
 
-FIXED = ("size", "network", "settings", "schedule", "prediction")  # what a recipe shares with the model that it starts from
+# what a recipe shares with the model that it starts from
+FIXED = ("size", "network", "settings", "schedule", "prediction", "augment")
+CONFIGURATION = "recipe.json"  # of a run folder: the recipe in full, and what --resume goes on with
 
 
 def settle(request: TrainRequest) -> tuple[Recipe, PictureSet, Model | None]:
     """The recipe of a request (a recipe file, or the defaults for a folder), the data it names, the model it starts from."""
     source, start = request.source, request.start
+    if (source / CONFIGURATION).is_file():
+        if not request.resume:
+            raise UserError(f"{source}: holds a run; add --resume to go on, or give a recipe or pictures")
+        source = source / CONFIGURATION
     if source.suffix in (".json", ".py"):
         recipe = read_recipe(source)
         start = start or recipe.start
@@ -70,7 +76,7 @@ def _recipe_of(model: Model) -> Recipe:
 def build_network(recipe: Recipe, classes: int) -> torch.nn.Module:
     """The recipe's network, its first values drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    settings = {"channels": 4, "classes": classes, "dropout": recipe.dropout, **recipe.settings}
+    settings = {"dropout": recipe.dropout, **recipe.network_settings(classes)}
     try:
         return NETWORKS[recipe.network](**settings)
     except TypeError as error:
@@ -82,6 +88,8 @@ def run_recipe(request: TrainRequest) -> Path:
 
     Raises UserError before anything is written where the recipe, the data or OUT do not do.
     """
+    if (request.source / CONFIGURATION).is_file():  # a run's own folder is where it goes on
+        request = request.model_copy(update={"out": request.source})
     recipe, data, model = settle(request)
     if saved_steps(request.out) and not request.resume:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
@@ -113,6 +121,7 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         part.to(device)
     if peers.leads:
         peers.wait()
+        write_atomic(out / CONFIGURATION, (recipe.model_dump_json(indent=1) + "\n").encode())
     stepped = torch.compile(network) if recipe.compile else network
     denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
