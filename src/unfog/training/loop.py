@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from unfog.errors import UserError
 from unfog.training.checkpoint import Checkpoints, cut_events
 from unfog.training.ema import PowerEMA
 from unfog.training.optimisers import MuonAdamW
+from unfog.training.parallel import clipped, leaders
 from unfog.training.peers import Peers
 from unfog.training.recipe import LoopSettings
 
@@ -85,7 +87,7 @@ def train_step(
     parameters = [p for p in network.parameters() if p.requires_grad]
     if peers is not None:
         total = peers.share(parameters, total)
-    norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+    norm = clipped(parameters, clip)
     for group in optimiser.param_groups:
         group["lr"] = lr
     if norm <= limit and math.isfinite(norm):  # a broken batch must not reach the weights
@@ -132,7 +134,8 @@ def fit(
     if peers.leads:
         cut_events(out / "events.jsonl", step)
     stop: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _frame: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    previous = {s: signal.signal(s, lambda number, _frame: stop.append(number)) for s in signals}
     began = saved = time.monotonic()
     network.train()
     broken = 0
@@ -172,14 +175,14 @@ def fit(
                 if step % 10 == 0 or step == settings.steps:
                     events.write(json.dumps(event) + "\n")
                     events.flush()
-                if peers.leads and step % settings.report_steps == 0:
-                    report(step, ema)
+                if step % settings.report_steps == 0 and (averaged := leaders(ema, peers)):
+                    report(step, averaged)
                     network.train()
             written(events)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     checkpoints.save(step)
-    for averaged in (network, ema.network):
-        peers.average(averaged)
-    return ema, step
+    for each in (network, ema.network):
+        peers.average(each)
+    return leaders(ema, peers) or ema, step
