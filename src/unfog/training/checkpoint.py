@@ -21,6 +21,7 @@ from unfog.errors import UserError
 from unfog.files import sha256, write_atomic
 from unfog.training.ema import PowerEMA
 from unfog.training.optimisers import MuonAdamW
+from unfog.training.parallel import gathered, put
 from unfog.training.peers import Peers
 
 FOLDER = "checkpoints"
@@ -76,8 +77,11 @@ class Checkpoints:
     def save(self, step: int) -> None:
         """Every process calls it after the same step. Raises UserError where the disk does not take it; the last one stays."""
         try:
+            with self.peers.together():
+                state = self._state()
             if self.peers.leads or not self.peers.alike:
-                write_atomic(self._part(step, self.peers.rank), save(self._state()))
+                write_atomic(self._part(step, self.peers.rank), save(state))
+            del state
             self.peers.wait()
             if self.peers.leads:
                 parts = [self._part(step, rank) for rank in range(1 if self.peers.alike else self.peers.count)]
@@ -105,11 +109,11 @@ class Checkpoints:
     def _state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
         for prefix, module in self.modules.items():
-            state |= {f"{prefix}.{k}": v.contiguous() for k, v in module.state_dict().items()}
+            state |= {f"{prefix}.{k}": v for k, v in module.state_dict().items()}
         state |= {f"loop.{k}": v for k, v in self.loop.items()}
         for index, p in enumerate(p for g in self.optimiser.param_groups for p in g["params"]):
-            state |= {f"optimiser.{index}.{k}": v.contiguous() for k, v in self.optimiser.state.get(p, {}).items()}
-        return state
+            state |= {f"optimiser.{index}.{k}": v for k, v in self.optimiser.state.get(p, {}).items()}
+        return gathered(state, keep=self.peers.leads or not self.peers.alike)
 
     def load(self) -> int:
         """Take the newest whole checkpoint, saying so of each that is not. -> its step; 0 where none was ever saved.
@@ -147,9 +151,8 @@ class Checkpoints:
             found = {k.removeprefix(f"{there}."): v for k, v in state.items() if k.startswith(f"{there}.")}
             if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in found.items()}:
                 raise UserError(f"{self._part(step, 0)}: made with another network; give the recipe it was made with")
-            with torch.no_grad():
-                for key, value in own.items():
-                    value.copy_(found[key])
+            for key, value in own.items():
+                put(value, found[key])
         for key, value in self.loop.items():
             if f"loop.{key}" in state:
                 value.copy_(state[f"loop.{key}"])
@@ -157,7 +160,10 @@ class Checkpoints:
         for key, value in state.items():
             if key.startswith("optimiser."):
                 _, index, name = key.split(".")
-                self.optimiser.state[parameters[int(index)]][name] = value.to(parameters[int(index)].device)
+                p = parameters[int(index)]
+                state_of_p = torch.zeros_like(p) if value.shape == p.shape else torch.zeros_like(value, device=p.device)
+                put(state_of_p, value)
+                self.optimiser.state[p][name] = state_of_p
 
 
 def cut_events(path: Path, step: int) -> None:

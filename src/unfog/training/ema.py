@@ -8,12 +8,13 @@ Source: Karras et al. 2023 (EDM2), arXiv:2312.02696, eq. 127, appendix C (σ_rel
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
+
+from unfog.training.parallel import locals_of, twin
 
 WIDTHS = (0.05, 0.10)  # of the averages that are kept, as in the source
 
@@ -29,7 +30,7 @@ class PowerEMA:
     """Holds the averaged copy of a network, renewed every `every` steps (an average over so many needs no single one)."""
 
     def __init__(self, network: nn.Module, sigma_rel: float = 0.1, every: int = 1) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network = twin(network).eval().requires_grad_(False)
         self.sigma_rel, self.gamma, self.every = sigma_rel, exponent(sigma_rel), every
 
     @torch.no_grad()
@@ -38,7 +39,7 @@ class PowerEMA:
         if step % self.every:
             return
         weight = 1 - (1 - self.every / step) ** (self.gamma + 1)
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), weight)
+        torch._foreach_lerp_(locals_of(self.network.parameters()), locals_of(network.parameters()), weight)
 
 
 def overlap(t: np.ndarray, gamma: np.ndarray, other_t: np.ndarray, other_gamma: np.ndarray) -> np.ndarray:

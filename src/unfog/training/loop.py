@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from unfog.training import averages as kept
 from unfog.training.checkpoint import Checkpoints, cut_events
 from unfog.training.ema import WIDTHS, PowerEMA
 from unfog.training.optimisers import MuonAdamW
+from unfog.training.parallel import clipped, leaders
 from unfog.training.peers import Peers
 from unfog.training.recipe import LoopSettings
 from unfog.training.spikes import Spikes
@@ -90,7 +92,7 @@ def train_step(
     parameters = [p for p in (*network.parameters(), *(extra.parameters() if extra else ())) if p.requires_grad]
     if peers is not None:
         total = peers.share(parameters, total)
-    norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+    norm = clipped(parameters, clip)
     for group in optimiser.param_groups:
         group["lr"] = lr
     if norm <= limit and math.isfinite(norm):  # a broken batch must not reach the weights
@@ -146,7 +148,8 @@ def fit(
     if peers.leads:
         cut_events(out / "events.jsonl", step)
     stop: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _frame: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    previous = {s: signal.signal(s, lambda number, _frame: stop.append(number)) for s in signals}
     began = saved = time.monotonic()
     network.train()
     try:
@@ -166,11 +169,12 @@ def fit(
                 torch.manual_seed((settings.seed + 1) * 999_983 + index)  # for dropout: a resumed run must drop the same
                 batch = task.batch(index, rows)
                 lr = lr_at(settings, step)
-                loss, norm = train_step(
-                    network, task.loss, optimiser, averages, batch, lr=lr, clip=settings.clip, step=step, dtype=dtype,
-                    accumulate=peers.parts(settings.accumulate), whole=settings.batch, peers=peers, extra=task.extra,
-                    limit=spikes.limit,
-                )  # fmt: skip
+                with peers.together():
+                    loss, norm = train_step(
+                        network, task.loss, optimiser, averages, batch, lr=lr, clip=settings.clip, step=step, dtype=dtype,
+                        accumulate=peers.parts(settings.accumulate), whole=settings.batch, peers=peers, extra=task.extra,
+                        limit=spikes.limit,
+                    )  # fmt: skip
                 if spikes.saw(norm) and spikes.broken:
                     if peers.alike:
                         checkpoints.save(step)  # the broken batches have not reached the weights
@@ -185,10 +189,12 @@ def fit(
                 if step % 10 == 0 or step == settings.steps:
                     events.write(json.dumps(event) + "\n")
                     events.flush()
-                if peers.leads and between and step % between == 0:
-                    kept.keep(out, step, [a for a in averages if a.sigma_rel in WIDTHS])
-                if peers.leads and step % settings.report_steps == 0:
-                    report(step, ema)
+                if between and step % between == 0:
+                    whole = [leaders(average, peers) for average in averages if average.sigma_rel in WIDTHS]
+                    if peers.leads:
+                        kept.keep(out, step, [average for average in whole if average])
+                if step % settings.report_steps == 0 and (averaged := leaders(ema, peers)):
+                    report(step, averaged)
                     network.train()
             written(events)
     finally:
@@ -197,4 +203,4 @@ def fit(
     checkpoints.save(step)
     for module in (network, *(average.network for average in averages)):
         peers.average(module)
-    return ema, step
+    return leaders(ema, peers) or ema, step

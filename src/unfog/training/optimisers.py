@@ -2,17 +2,19 @@
 
 Muon: m ← μ·m + g;  W ← W − lr · 0.2·√max(rows, columns) · orthogonal(g + μ·m).  The factor makes an update as large as AdamW's,
 so that one learning rate serves both. Source: Jordan et al. 2024 (Newton-Schulz coefficients); Liu et al. 2025,
-arXiv:2502.16982 (the factor).
+arXiv:2502.16982 (the factor). Of a sharded network every process changes its own rows; a matrix is put together for Muon alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from unfog.precision import fastest
+from unfog.training.parallel import by_rows, local, locals_of
 
 
 def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
@@ -78,22 +80,28 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if group["weight_decay"] and parameters:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_mul_(locals_of(parameters), 1 - group["lr"] * group["weight_decay"])
             (self._muon if group["kind"] == "muon" else self._adamw)(parameters, group)
 
-    def _muon(self, parameters: Iterable[Tensor], group: dict) -> None:
+    def _muon(self, parameters: Sequence[Tensor], group: dict) -> None:
+        updates, shapes = [], []
         for p in parameters:
             state = self.state[p]
             if not state:
                 state["momentum"] = torch.zeros_like(p)
             assert p.grad is not None
-            torch.add(p.grad, state["momentum"], alpha=group["momentum"], out=state["momentum"])
-            update = p.grad.add(state["momentum"], alpha=group["momentum"])
-            matrix = update.reshape(len(p), -1)
-            scale = 0.2 * max(matrix.shape) ** 0.5
-            p.add_(orthogonal(matrix).reshape(p.shape), alpha=-group["lr"] * scale)
+            gradient, momentum = local(p.grad), local(state["momentum"])
+            torch.add(gradient, momentum, alpha=group["momentum"], out=momentum)
+            update = gradient.add(momentum, alpha=group["momentum"])
+            updates.append(update.reshape(len(update), math.prod(p.shape[1:])))
+            shapes.append(torch.Size([len(p), math.prod(p.shape[1:])]))
+        apart = any(local(p) is not p for p in parameters)
+        found = by_rows(updates, shapes, orthogonal) if apart else map(orthogonal, updates)
+        for p, shape, direction in zip(parameters, shapes, found, strict=True):
+            own, scale = local(p), 0.2 * max(shape) ** 0.5
+            own.add_(direction.reshape(own.shape), alpha=-group["lr"] * scale)
 
-    def _adamw(self, parameters: Iterable[Tensor], group: dict) -> None:
+    def _adamw(self, parameters: Sequence[Tensor], group: dict) -> None:
         first, second = group["betas"]
         for p in parameters:
             state = self.state[p]
@@ -101,9 +109,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["step"] = torch.zeros(())
                 state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
             assert p.grad is not None
+            own, gradient, mean, square = locals_of((p, p.grad, state["mean"], state["square"]))
             state["step"] += 1
             n = int(state["step"])
-            state["mean"].lerp_(p.grad, 1 - first)
-            state["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
-            spread = (state["square"] / (1 - second**n)).sqrt_().add_(1e-8)
-            p.addcdiv_(state["mean"], spread, value=-group["lr"] / (1 - first**n))
+            mean.lerp_(gradient, 1 - first)
+            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            spread = (square / (1 - second**n)).sqrt_().add_(1e-8)
+            own.addcdiv_(mean, spread, value=-group["lr"] / (1 - first**n))

@@ -9,10 +9,22 @@ machine that is held up for a moment holds nobody else up. Source of the latter:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
+
+from unfog.errors import UserError
+
+PATIENCE = timedelta(minutes=float(os.environ.get("UNFOG_PATIENCE_MINUTES", 30)))  # a report of the leader's is waited for
+
+
+def _broken(error: RuntimeError) -> bool:
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "connection", "timed out"))
 
 
 class Peers:
@@ -27,7 +39,8 @@ class Peers:
             if device == "cuda":
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if device == "cuda" else "gloo")
+                with self.together():
+                    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
 
     @property
     def leads(self) -> bool:
@@ -62,20 +75,38 @@ class Peers:
         if self.count > 1:
             import torch.distributed as dist
 
-            dist.barrier()
+            with self.together():
+                dist.barrier()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around whatever needs all processes. UserError where one of them is gone, or has not come for `PATIENCE`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not _broken(error):
+                raise
+            told = " ".join(str(error).split())[-80:]
+            raise UserError(f"process {self.rank + 1} of {self.count}: another one is gone or stands still ({told}); "
+                            "start all of them again with --resume") from None  # fmt: skip
 
     def share(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-        """Give every process the sum of all gradients, where they take shares of one batch. -> the sum of their losses."""
+        """Give every process the sum of all gradients, where they take shares of one batch. -> the sum of their losses.
+
+        Gradients of a sharded network are sums already: its backward pass adds them up.
+        """
         if self.count == 1 or self.every:
             return loss
         import torch.distributed as dist
 
-        for p in parameters:
+        ours = [p for p in parameters if not hasattr(p, "to_local")]
+        for p in ours:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in ours if p.grad is not None]
         flat = torch.cat([*(g.flatten() for g in gradients), loss.reshape(1)])
-        dist.all_reduce(flat)
+        with self.together():
+            dist.all_reduce(flat)
         *sums, loss = flat.split([*(g.numel() for g in gradients), 1])
         for gradient, total in zip(gradients, sums, strict=True):
             gradient.copy_(total.view_as(gradient))  # its memory stays laid out as one process would have it
@@ -88,9 +119,10 @@ class Peers:
         import torch.distributed as dist
 
         parameters = [] if self.alike else [p.data for p in network.parameters()]
-        flags = next(network.parameters()).new_tensor([float(wish) for wish in wishes])
+        flags = torch.tensor([float(wish) for wish in wishes], device=next(network.parameters()).device)
         flat = torch.cat([*(p.flatten() for p in parameters), flags])
-        dist.all_reduce(flat)
+        with self.together():
+            dist.all_reduce(flat)
         flat /= self.count
         *means, found = flat.split([*(p.numel() for p in parameters), len(wishes)])
         for p, mean in zip(parameters, means, strict=True):

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unfog.errors import UserError
 from unfog.modalities.image.augment import NUMBERS
@@ -33,8 +33,17 @@ class LoopSettings(BaseModel):
     average_steps: int = Field(0, ge=0, description="of several processes each takes a share of every batch if 0; "
                                "if n, batches of its own, and their weights are averaged every n steps")  # fmt: skip
     seed: int = Field(0, ge=0)
+    parallel: Literal["replicate", "shard"] = Field("replicate", description="whether each of several processes holds all "
+                                                    "weights, or an equal share of them")  # fmt: skip
+    checkpoint_activations: bool = Field(False, description="true to keep of a block its input alone: less memory")
+    compile: Literal["none", "blocks", "whole"] = Field("none", description="none, blocks or whole: pays on a GPU, costs minutes")
     checkpoint_minutes: float = Field(10, gt=0)
     report_steps: int = Field(500, ge=1, description="steps between held-out losses and sample grids")
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: object) -> object:
+        return {True: "whole", False: "none"}[value] if isinstance(value, bool) else value  # as recipes said it before
 
 
 class Recipe(LoopSettings):
@@ -59,7 +68,6 @@ class Recipe(LoopSettings):
     recolour: float = Field(0.1, ge=0, le=1, description="share of items with a turned hue and a caption that says so")
     augment: float = Field(0.0, ge=0, le=1, description="chance of each way of moving a training picture; the network is told, "
                            "so samples are not moved")  # fmt: skip
-    compile: bool = Field(False, description="true to compile the network first: pays on a GPU, costs minutes")
     licences: list[str] = Field(default_factory=list, description="credits that the model folder carries on")
     defaults: dict[str, Any] = Field(default_factory=lambda: {"steps": 20, "scale": 3.0, "sampler": "auto"})
 

@@ -26,6 +26,7 @@ from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.denoising import Denoising
 from unfog.training.ema import PowerEMA
 from unfog.training.loop import fit
+from unfog.training.parallel import parallelise
 from unfog.training.peers import Peers
 from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
@@ -122,7 +123,7 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     if peers.leads:
         peers.wait()
         write_atomic(out / CONFIGURATION, (recipe.model_dump_json(indent=1) + "\n").encode())
-    stepped = torch.compile(network) if recipe.compile else network
+    stepped = parallelise(network, recipe, peers, device)
     denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     if peers.leads:
@@ -140,7 +141,7 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
         save_model(out / "model", recipe, corpus, ema.network, step, losses, peers.batches)
 
-    with Shown(recipe, peers.leads) as show:
+    with Shown(recipe, peers.leads) as show, peers.together():  # a sharded network meets in its own passes, too
         ema, step = fit(recipe, Denoising(recipe, corpus, denoiser, network, device), network, out, resume=request.resume,
                         minutes=request.minutes, dtype=dtype, report=report, show=show, peers=peers)  # fmt: skip
     # else the loop has just written this very model
