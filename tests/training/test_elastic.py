@@ -1,4 +1,4 @@
-"""torchrun as a user runs it: a process is killed, all start again by themselves from the last checkpoint, the end is the same."""
+"""torchrun as a user runs it: a process is killed, all start again from the last checkpoint, the end is the same."""
 
 import hashlib
 import json
