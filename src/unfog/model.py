@@ -233,23 +233,24 @@ class Model:
         settings = self._settings(request)
         plan = self.plan(settings["sampler"], settings["steps"])
         wanted = request.pictures()
-        total = plan.nfe * len(wanted)
+        batches = request.batches()
+        total, done = plan.nfe * sum(map(len, batches)), 0
         learned = self.plan_hash(settings["sampler"])
         extra = {"plan": learned} if learned else {}
-        size = 1 if request.strict else request.batch  # each alone: then nothing can depend on the others
-        for first in range(0, len(wanted), size):
-            part = wanted[first : first + size]
+        for indices in batches:
+            part = [wanted[index] for index in indices]
             start = time.perf_counter()
             for nfe, pictures in self._sample([(p, request.style, s) for p, s in part], request.negative, settings, plan):
                 if pictures is None:
-                    yield Progress(first * plan.nfe + nfe * len(part), total)
+                    yield Progress(done + nfe * len(part), total)
                     continue
                 spent = (time.perf_counter() - start) * 1000 / len(part)
-                yield Progress((first + len(part)) * plan.nfe, total)
-                for offset, ((prompt, seed), pixels) in enumerate(zip(part, pictures, strict=True)):
+                done += plan.nfe * len(part)
+                yield Progress(done, total)
+                for index, (prompt, seed), pixels in zip(indices, part, pictures, strict=True):
                     recipe = {"prompt": prompt, "negative": request.negative, "style": request.style, "seed": seed, **settings,
                               **extra, "model": self.name, "model_hash": self.hash, "version": __version__}  # fmt: skip
-                    yield Result(Image.fromarray(pixels), prompt, seed, first + offset, spent, recipe)
+                    yield Result(Image.fromarray(pixels), prompt, seed, index, spent, recipe)
 
     def generate(self, prompt: str | GenerateRequest, **fields: Any) -> list[Image.Image]:
         """Pictures of a prompt: straight RGBA. Fields are those of GenerateRequest (style, seed, n, steps, scale, ...)."""

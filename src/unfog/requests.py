@@ -54,6 +54,16 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """(i, N) of "i/N", i from 1 to N. Raises ValueError where it is anything else."""
+    first, slash, last = text.partition("/")
+    if not (slash and first.isascii() and first.isdecimal() and last.isascii() and last.isdecimal()):
+        raise ValueError("is not i/N")
+    if not 1 <= int(first) <= int(last) <= 1_000_000:
+        raise ValueError("is not one of 1/N to N/N with N at most 1,000,000")
+    return int(first), int(last)
+
+
 class GenerateRequest(Request):
     """Pictures from text: each prompt with the seeds seed, seed + 1, ..., seed + n - 1."""
 
@@ -94,6 +104,23 @@ class GenerateRequest(Request):
         description="true for pictures whose every bit is the same in any batch and with any number of threads",
     )
 
+    shard: str | None = Field(
+        None,
+        max_length=20,
+        description="i/N for the i-th of N shares of the pictures, i from 1 to N, with a seed; or leave it out for all",
+    )
+
+    @field_validator("shard")
+    @classmethod
+    def _shard_is_one(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            shard_of(value)
+            if info.data.get("seed") is None:
+                raise ValueError("without a seed would be a share of no common job")
+            if len(set(info.data.get("prompts", []))) < len(info.data.get("prompts", [])):
+                raise ValueError("would share the same prompt out twice")
+        return value
+
     @field_validator("negative")
     @classmethod
     def _empty_is_none(cls, value: str | None) -> str | None:
@@ -122,6 +149,16 @@ class GenerateRequest(Request):
             raise UserError("seed: none is set; give one, or call settled() to draw one")
         return [(prompt, self.seed + k) for prompt in self.prompts for k in range(self.n)]
 
+    def batches(self) -> list[range]:
+        """Which pictures are made at once: indices into `pictures()`, of this shard's batches only.
+
+        A shard takes every N-th batch of the whole job, so that each picture has the same company in its batch as there.
+        """
+        total, size = len(self.prompts) * self.n, 1 if self.strict else self.batch  # strict: each alone, so nothing can depend
+        first, every = shard_of(self.shard) if self.shard else (1, 1)
+        starts = range(0, total, size)[first - 1 :: every]
+        return [range(start, min(start + size, total)) for start in starts]
+
 
 class TrainRequest(Request):
     """Train a model by a recipe file, or on a folder or zip of one's own pictures."""
@@ -136,6 +173,9 @@ class TrainRequest(Request):
     )
     start: Name | None = Field(None, description="a shipped model's name or a model folder to begin with, or leave it out")
     resume: bool = Field(False, strict=True, description="true to go on from the last checkpoint in `out`")
+    ray: Whole | None = Field(
+        None, ge=1, le=10_000, description="a whole number from 1, the workers of Ray to train in, or leave it out to train here"
+    )
 
 
 class AverageRequest(Request):

@@ -34,7 +34,7 @@ class FakeModel:
         if request.sampler not in (None, "ddim", "heun"):
             raise UserError(f"sampler: '{request.sampler}' is unknown; did you mean heun?")
         steps, total = request.steps or self.defaults["steps"], len(request.pictures())
-        for index, (prompt, seed) in enumerate(request.pictures()):
+        for index, (prompt, seed) in [(i, request.pictures()[i]) for part in request.batches() for i in part]:
             if index == self.broken_at:
                 raise KeyboardInterrupt
             for step in range(steps):

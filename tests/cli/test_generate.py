@@ -38,6 +38,7 @@ def test_options_reach_the_request(unfog_command, model):
         "negative": "blue",
         "batch": 8,
         "strict": True,
+        "shard": None,
     }
 
 

@@ -33,6 +33,7 @@ def generate(
     negative: str | None = None,
     batch: Whole | None = None,
     strict: Flag = False,
+    shard: str | None = None,
     model: str | None = None,
     like: Path | None = None,
     out: Path = Path("out"),
@@ -50,6 +51,7 @@ def generate(
       unfog generate "a red apple"
       unfog generate "a cat" "a dog" --style noto -n 4 --seed 7 --grid pets.png
       unfog generate "a green hat" --steps 50 --scale 3 --json
+      unfog generate "a cat" "a dog" -n 1000 --seed 0 --shard 3/16
       unfog generate --like out/a-red-apple-7.png
 
     Parameters
@@ -76,6 +78,9 @@ def generate(
         is faster, and pictures may differ from that in their last bits.
     strict
         Make every bit of a picture independent of batch and threads; slower.
+    shard
+        i/N makes the i-th of N equal shares of the job only (--seed is needed): the same names and bytes as
+        in the whole job, each in one share, so that N machines can work on it.
     model
         The name of a shipped model (see `unfog models`) or a model folder; without it, emoji-64.
     like
@@ -92,10 +97,11 @@ def generate(
     from unfog.cli.progress import watch
 
     settings = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
-    settings |= {"negative": negative, "batch": batch, "strict": strict or None}
+    settings |= {"negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
     given = {key: value for key, value in settings.items() if value is not None}
     request, original = _asked_like(like, prompts, given) if like else (_asked(prompts, given), None)
-    pictures = len(request.prompts) * request.n
+    pictures = sum(map(len, request.batches()))
+    before = output.namesakes(request.prompts, request.style) if request.shard else {}
     output.check_folder(out)
     if grid is not None:
         output.check_sheet(grid)
@@ -109,12 +115,12 @@ def generate(
     start = time.monotonic()
     with closing(loaded.stream(request)) as events:
         for result in watch(events, f"{pictures} pictures" if pictures > 1 else "1 picture"):
-            path = output.keep(result, out)
+            path = output.keep(result, out, before.get(result.prompt, 0))
             line = {"path": str(path), "seed": result.seed, "prompt": result.prompt}
             print(json_.dumps({**line, "milliseconds": round(result.milliseconds, 1)}) if json else path, flush=True)
             if grid is not None:
                 made.append(result)
-    if grid is not None:
+    if made and grid is not None:  # a shard of a small job may have none
         _sheet(request, made, grid)
     _report(pictures, request.seed, time.monotonic() - start)
     return _compare(like, original, path) if like is not None and original is not None else 0
@@ -180,7 +186,7 @@ def _sheet(request: GenerateRequest, made: list[Result], file: Path) -> None:
     from unfog.modalities.image.show import contact_sheet, save_png
 
     made = sorted(made, key=lambda result: result.index)
-    columns = request.n if len(request.prompts) > 1 and 1 < request.n <= 16 else None
+    columns = request.n if len(request.prompts) > 1 and 1 < request.n <= 16 and not request.shard else None
     labels = [f"{result.seed}: {result.prompt}" for result in made]
     make_folder(file.parent)
     # The mark by which a later run knows that it may replace this file.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,18 +69,37 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"--out: {folder} cannot be made ({error.strerror}); choose another place") from None
 
 
-def keep(result: Result, folder: Path) -> Path:
-    """Write a picture into the folder under the first fitting name; returns its path. Raises: UserError."""
+def stem(prompt: str, style: str | None, seed: int) -> str:
+    """A picture's name without its number and suffix."""
+    return "-".join([slug(prompt), *([slug(style, 30)] if style else []), str(seed)])
+
+
+def namesakes(prompts: Sequence[str], style: str | None) -> dict[str, int]:
+    """Of each prompt, how many different prompts before it have its name: so many pictures of a job come before its own."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for prompt in dict.fromkeys(prompts):
+        name = stem(prompt, style, 0)
+        found[prompt] = seen[name]
+        seen[name] += 1
+    return found
+
+
+def keep(result: Result, folder: Path, before: int = 0) -> Path:
+    """Write a picture into the folder under the first fitting name; returns its path. Raises: UserError.
+
+    before: pictures of the same name that another shard of the job makes and that come before this one.
+    """
     from unfog.modalities.image.show import png_bytes, write_bytes
 
     make_folder(folder)
     style = result.recipe.get("style")
-    stem = "-".join([slug(result.prompt), *([slug(style, 30)] if style else []), str(result.seed)])
+    name = stem(result.prompt, style, result.seed)
     data = png_bytes(result.image, result.recipe)
-    for k in range(1, MOST_NAMESAKES):
-        path = folder / (f"{stem}.png" if k == 1 else f"{stem}_{k}.png")
+    for k in range(1 + before, MOST_NAMESAKES):
+        path = folder / (f"{name}.png" if k == 1 else f"{name}_{k}.png")
         if not os.path.lexists(path) and write_bytes(path, data, replace=False):
             return path
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return path
-    raise UserError(f"--out: {folder} holds {MOST_NAMESAKES:,} pictures named {stem}; choose another folder")
+    raise UserError(f"--out: {folder} holds {MOST_NAMESAKES:,} pictures named {name}; choose another folder")

@@ -16,6 +16,7 @@ def train(
     minutes: Real | None = None,
     start: str | None = None,
     resume: Flag = False,
+    ray: Whole | None = None,
 ) -> None:
     """Train a model by a recipe file, or on a folder or .zip of your own pictures.
 
@@ -24,6 +25,7 @@ def train(
       unfog train recipes/emoji-64.json
       unfog train --resume my-model
       unfog train my-pictures/ --out my-emoji --start emoji-64 --minutes 30
+      torchrun --nproc-per-node 2 -m unfog train recipes/emoji-64.json --resume
 
     Parameters
     ----------
@@ -41,11 +43,14 @@ def train(
         styles and colours; pictures of a style that it does not know are learned as of none.
     resume
         Go on from the last checkpoint in --out; the result is as if the run had never stopped.
+    ray
+        Train in so many workers of Ray (needs `pip install "unfog[ray]"`), which are started again from the
+        last checkpoint where one is lost.
     """
     from unfog.errors import UserError
     from unfog.requests import TrainRequest, check
 
-    given = {"steps": steps, "minutes": minutes, "start": start}
+    given = {"steps": steps, "minutes": minutes, "start": start, "ray": ray}
     fields = {key: value for key, value in given.items() if value is not None}
     request = check(TrainRequest, {"source": source, "out": out, "resume": resume, **fields})
     if not source.exists():

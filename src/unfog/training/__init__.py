@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 def run_recipe(request: TrainRequest) -> Path:
     """Train by a recipe or on a folder of pictures (`unfog.training.run.run_recipe`); torch is loaded only now."""
+    if request.ray is not None:
+        from unfog.training.ray_train import run_ray
+
+        return run_ray(request, request.ray)
     from unfog.training.run import run_recipe
 
     return run_recipe(request)

@@ -54,8 +54,9 @@ def length(batch: Batch) -> int:
 
 
 def part(batch: Batch, rows: slice) -> Batch:
-    """Some items of a batch."""
-    return {key: part(value, rows) if isinstance(value, dict) else value[rows] for key, value in batch.items()}
+    """Some items of a batch, in memory of their own: products of a view with gaps in it round otherwise."""
+    kept = torch.contiguous_format
+    return {k: part(v, rows) if isinstance(v, dict) else v[rows].clone(memory_format=kept) for k, v in batch.items()}
 
 
 def train_step(
