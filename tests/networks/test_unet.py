@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unfog.networks.unet import Down, UNet, Up
+from unfog.networks.unet import Conv, Down, UNet, Up, _Trained
 
 
 def test_default_size():
@@ -41,3 +41,18 @@ def test_any_number_of_levels(levels):
 def test_unknown_setting_is_refused():
     with pytest.raises(TypeError, match="depht"):
         UNet(depht=3)
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * 9 * 128 * 20, 2**20])  # a picture at a time, three (and the one left), all
+def test_gradients_of_a_wide_convolution_are_the_librarys(chunk, monkeypatch):
+    monkeypatch.setattr(_Trained, "CHUNK", chunk)
+    torch.manual_seed(0)
+    conv, x = Conv(128, 7), torch.randn(4, 4, 5, 128, requires_grad=True)
+    out = torch.randn(4, 4, 5, 7)
+    wanted = [x, *conv.parameters()]
+    ours = torch.autograd.grad(conv(x), wanted, out)
+    assert type(conv(x).grad_fn.next_functions[0][0]).__name__ == "_TrainedBackward"
+    theirs = torch.autograd.grad(conv.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), wanted, out)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert ours[1].stride() == theirs[1].stride() == conv.conv.weight.stride()

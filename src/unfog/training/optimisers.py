@@ -39,12 +39,14 @@ def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
 
 def _polynomial(gram: Tensor, a: float, b: float, c: float, iterations: int) -> Tensor:
     """The product of the iteration's factors, found on the small square matrix alone, as all of them commute. (R, R)"""
-    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    for _ in range(iterations):
+    product = None
+    for last in range(iterations - 1, -1, -1):
         factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal().add_(a)
-        product = factor @ product
-        gram = factor @ gram @ factor
+        product = factor if product is None else factor @ product
+        if last:
+            gram = factor @ gram @ factor
+    assert product is not None
     return product
 
 
