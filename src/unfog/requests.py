@@ -197,7 +197,7 @@ class Result:
     """One finished picture: straight-alpha RGBA, where it stands in the request, and all that remakes it.
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
-    and plan (its sha256) where the sampler is a plan learned for this model.
+    plan (its sha256) where the sampler is a plan learned for this model, and adapters (name, hash, strength) where there were any.
     """
 
     image: Image
