@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unfog.errors import UserError, shown
 from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atomic, write_folder
+from unfog.requests import WORD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,7 @@ class Card(BaseModel):
     base: Base
     rank: int = Field(1, ge=1)
     alpha: float = 1.0
+    layers: list[str] = Field(default_factory=list)
     word: str = ""
     licences: list[str] = Field(default_factory=list)
     training: dict[str, Any] = Field(default_factory=dict)
@@ -108,7 +110,6 @@ def read_adapter(wish: str | Path) -> Adapter:
     tensors = load_weights(folder, WEIGHTS)
     if card.kind == "word":
         from unfog.networks.text import WIDTH
-        from unfog.networks.words import WORD
 
         vectors = tensors.get("vectors")
         if vectors is None or vectors.ndim != 2 or vectors.shape[1] != WIDTH or not re.fullmatch(WORD, card.word):

@@ -289,7 +289,7 @@ class Model:
 
 
 def load(name: str | Path, device: str | None = None, adapters: Sequence[str | Path] = (), any_base: bool = False) -> Model:
-    """A shipped model by name, a model folder, or a training run's folder, with adapters. Raises UserError where there is none."""
+    """A shipped model by name, a model folder, or a training run's folder, and adapters. Raises UserError where there is none."""
     path = Path(name)
     shipped = Path(__file__).parent / "pretrained"
     known = sorted(p.parent.name for p in shipped.glob("*/model.json") if (p.parent / WEIGHTS).exists())

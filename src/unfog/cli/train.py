@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from unfog.cli.options import Flag, Real, Whole
 
@@ -16,6 +19,15 @@ def train(
     minutes: Real | None = None,
     start: str | None = None,
     resume: Flag = False,
+    lora: Whole | None = None,
+    lora_alpha: Real | None = None,
+    lora_targets: Annotated[list[str] | None, Parameter(negative="")] = None,
+    subject: str | None = None,
+    class_prompt: str | None = None,
+    prior_weight: Real | None = None,
+    prior_count: Whole | None = None,
+    word: str | None = None,
+    word_vectors: Whole | None = None,
 ) -> None:
     """Train a model by a recipe file, or on a folder or .zip of your own pictures.
 
@@ -24,6 +36,8 @@ def train(
       unfog train recipes/emoji-64.json
       unfog train my-pictures/ --out my-model --resume
       unfog train my-pictures/ --out my-emoji --start emoji-64 --minutes 30
+      unfog train my-cat/ --out my-cat-run --start emoji-64 --lora 8 --subject "sks cat" --class-prompt cat
+      unfog train my-cat/ --out my-word --start emoji-64 --word "<my-cat>" --class-prompt cat
 
     Parameters
     ----------
@@ -41,11 +55,33 @@ def train(
         styles and colours; pictures of a style that it does not know are learned as of none.
     resume
         Go on from the last checkpoint in --out; the result is as if the run had never stopped.
+    lora
+        Train only low-rank branches of this rank beside the start model's inner layers; they are also written
+        apart, to OUT/adapter, for generate --adapter.
+    lora_alpha
+        Branches are scaled by this over their rank; without it, by 1.
+    lora_targets
+        A part of the names of the layers that get branches, such as attention. Repeatable; without it, all inner ones.
+    subject
+        What all pictures show, a rare word and its class, such as "sks cat": 3 to 20 pictures need no captions.
+    class_prompt
+        The subject's class, such as cat: pictures of it by the start model are mixed in, so that the class stays as
+        it was. Without it, the subject without its first word. Of a word, what it begins as.
+    prior_weight
+        How much these count; 0 = none are made; without it, 1.
+    prior_count
+        How many of them are made; without it, 64.
+    word
+        Learn a word for what all pictures show, such as "<my-cat>": the network stays, OUT/adapter gets the word.
+    word_vectors
+        Tokens that the word takes, 1 to 16; without it, 2.
     """
     from unfog.errors import UserError
     from unfog.requests import TrainRequest, check
 
-    given = {"steps": steps, "minutes": minutes, "start": start}
+    given = {"steps": steps, "minutes": minutes, "start": start, "lora": lora, "lora_alpha": lora_alpha, "subject": subject,
+             "lora_targets": lora_targets, "class_prompt": class_prompt, "prior_weight": prior_weight, "word": word,
+             "prior_count": prior_count, "word_vectors": word_vectors}  # fmt: skip
     fields = {key: value for key, value in given.items() if value is not None}
     request = check(TrainRequest, {"source": source, "out": out, "resume": resume, **fields})
     if not source.exists():

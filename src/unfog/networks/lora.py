@@ -24,7 +24,6 @@ class Branched(nn.Module):
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
         inner = min(rank, base.weight[0].numel(), len(base.weight))  # more could express no more
         self.base, self.scale = base, alpha / rank
         self.original: Tensor | None = None  # what `base` had before the branch went into it
@@ -32,12 +31,13 @@ class Branched(nn.Module):
         self.b: nn.Module
         if isinstance(base, nn.Conv2d):
             self.a = nn.Conv2d(base.in_channels, inner, base.kernel_size, base.stride, base.padding, base.dilation,  # type: ignore[arg-type]
-                               bias=False, padding_mode=base.padding_mode, **like)  # fmt: skip
-            self.b = nn.Conv2d(inner, base.out_channels, 1, bias=False, **like)
+                               bias=False, padding_mode=base.padding_mode)  # fmt: skip
+            self.b = nn.Conv2d(inner, base.out_channels, 1, bias=False)
         else:  # as steady as the base: an item's bits must not come to depend on its batch
             kind = SteadyLinear if isinstance(base, SteadyLinear) else nn.Linear
-            self.a = kind(base.in_features, inner, bias=False, **like)
-            self.b = kind(inner, base.out_features, bias=False, **like)
+            self.a = kind(base.in_features, inner, bias=False)
+            self.b = kind(inner, base.out_features, bias=False)
+        self.to(base.weight.device, base.weight.dtype).train(base.training)
         weight = self.a.weight
         assert isinstance(weight, nn.Parameter)
         bound = 1 / math.sqrt(weight[0].numel())
@@ -45,7 +45,7 @@ class Branched(nn.Module):
         if base.weight.ndim == 4 and base.weight.is_contiguous(memory_format=torch.channels_last):
             first = first.contiguous(memory_format=torch.channels_last)
         weight.data = first
-        nn.init.zeros_(self.b.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.b.weight)
 
     def change(self) -> Tensor:
         """(alpha/rank)·B·A, of W's shape, in W's dtype."""

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from unfog.networks.text import TOKENS, WIDTH, TextEncoder
 
-WORD = r"<[a-z0-9][a-z0-9-]{0,38}>"  # in angle brackets, so that no word of a language is ever hidden by one
-
 
 class Word(nn.Module):
     """The vectors of one word: k parameters of (384,), each apart, as embeddings are optimised a number at a time."""
