@@ -120,8 +120,9 @@ def checked(fields: Any, where: str) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        if not error.errors()[0]["loc"]:  # of several fields together: the message says all
-            raise UserError(f"{where}: {error.errors()[0]['ctx']['error']}") from None
+        first = error.errors()[0]
+        if first["type"] == "value_error" and not first["loc"]:  # of several fields together: the message says all
+            raise UserError(f"{where}: {first['ctx']['error']}") from None
         raise UserError(f"{where}: {one_line(Recipe, error)}") from None
 
 
