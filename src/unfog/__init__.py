@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from unfog.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from unfog.model import Model
@@ -21,8 +22,11 @@ __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "load"]
 
 
-def load(name: str | Path, device: str | None = None) -> Model:
-    """A shipped model by name ("emoji-64"), a model folder, or a training run's folder."""
+def load(name: str | Path, device: str | None = None, adapters: Sequence[str | Path] = (), any_base: bool = False) -> Model:
+    """A shipped model by name ("emoji-64"), a model folder, or a training run's folder.
+
+    adapters: folders of what fine-tuning learned, as PATH or PATH:STRENGTH. any_base: use them on another model than theirs.
+    """
     from unfog.model import load
 
-    return load(name, device)
+    return load(name, device, adapters, any_base)

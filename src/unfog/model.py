@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unfog.adapters import changed, read_adapters, recorded, words
 from unfog.diffusion import Gaussian, Noise, Plan, make_grid, make_plan, process_from_config, run
 from unfog.diffusion.denoisers import OneByOne, Preconditioned, one_thread
 from unfog.diffusion.guidance.cfg import ClassifierFree
@@ -26,6 +27,7 @@ from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atom
 from unfog.modalities.image.codec import RGBACodec
 from unfog.networks import NETWORKS
 from unfog.networks.text import TextEncoder
+from unfog.networks.words import encode
 from unfog.precision import fastest
 from unfog.requests import GenerateRequest, Progress, Result, check
 
@@ -112,8 +114,13 @@ def _schedule(recipe: Recipe) -> Any:
 class Model:
     """A loaded model. `name`, `hash`, `styles` and `defaults` say what it is; `stream` and `generate` make pictures."""
 
-    def __init__(self, folder: Path, device: str | None = None, dtype: torch.dtype | None = None) -> None:
-        """Read and check a model folder. Raises UserError naming the file that is missing, damaged or too new."""
+    def __init__(self, folder: Path, device: str | None = None, dtype: torch.dtype | None = None,
+                 adapters: Sequence[str | Path] = (), any_base: bool = False) -> None:  # fmt: skip
+        """Read and check a model folder, and adapters to use with it (PATH or PATH:STRENGTH; `unfog.adapters`).
+
+        Raises UserError naming the file that is missing, damaged or too new, or the adapter that is another model's (unless
+        any_base).
+        """
         try:
             card = json.loads(read_checked(folder, CARD))
         except ValueError as error:
@@ -136,7 +143,10 @@ class Model:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = dtype or fastest(self.device)
         self.codec = RGBACodec(tuple(card["codec"]["mean"]), tuple(card["codec"]["std"]))
-        weights = {k: v.to(self.device, self.dtype) for k, v in load_weights(folder, WEIGHTS).items()}
+        self.adapters = read_adapters(adapters, self.name, self.hash, any_base)
+        self.words = words(self.adapters)
+        whole = changed(load_weights(folder, WEIGHTS), self.adapters)
+        weights = {k: v.to(self.device, self.dtype) for k, v in whole.items()}
         try:
             with torch.device("meta"):  # no time for first values that are overwritten at once
                 network = NETWORKS[card["network"]["name"]](**card["network"]["settings"])
@@ -178,7 +188,7 @@ class Model:
         for style in styles:
             if style is not None and style not in self.styles:
                 raise unknown("style", style, self.styles)
-        states, mask = self._encoder(prompts)
+        states, mask = encode(self._encoder, prompts, self.words)
         cond = {"text": states.to(self.device, self.dtype), "text_mask": mask.to(self.device)}
         if self.styles:
             index = [len(self.styles) if s is None else self.styles.index(s) for s in styles]
@@ -236,7 +246,8 @@ class Model:
         batches = request.batches()
         total, done = plan.nfe * sum(map(len, batches)), 0
         learned = self.plan_hash(settings["sampler"])
-        extra = {"plan": learned} if learned else {}
+        extra: dict[str, Any] = {"plan": learned} if learned else {}
+        extra |= {"adapters": recorded(self.adapters)} if self.adapters else {}
         for indices in batches:
             part = [wanted[index] for index in indices]
             start = time.perf_counter()
@@ -278,16 +289,18 @@ class Model:
         return np.concatenate(made)
 
 
-def load(name: str | Path, device: str | None = None) -> Model:
-    """A shipped model by name, a model folder, or a training run's folder. Raises UserError where there is none."""
+def load(name: str | Path, device: str | None = None, adapters: Sequence[str | Path] = (), any_base: bool = False) -> Model:
+    """A shipped model by name, a model folder, or a training run's folder, and adapters. Raises UserError where there is none."""
     path = Path(name)
     shipped = Path(__file__).parent / "pretrained"
     known = sorted(p.parent.name for p in shipped.glob("*/model.json") if (p.parent / WEIGHTS).exists())
     if str(name) in known:
-        return Model(shipped / str(name), device)
+        return Model(shipped / str(name), device, None, adapters, any_base)
     for folder in (path, path / "model"):
         if (folder / CARD).is_file():
-            return Model(folder, device)
+            return Model(folder, device, None, adapters, any_base)
+    if (path / "adapter.json").is_file() or (path / "adapter" / "adapter.json").is_file():
+        raise UserError(f"{path}: an adapter, not a whole model; give its base as the model and it with --adapter")
     if path.exists():
         raise UserError(f"{path}: no {CARD} there; give a model folder or one of: {', '.join(known)}")
     raise unknown("model", str(name), known)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LARGEST_SEED = 2**63 - 1
 LONGEST_PROMPT = 2_000  # characters; the text encoder reads far fewer, so a longer one is a mistake
 MOST_PROMPTS = 1_000
+WORD = r"<[a-z0-9][a-z0-9-]{0,38}>"  # a learned word: in angle brackets, so that it hides no word of a language
 # Drawn seeds stay short enough to be read aloud and to fit every program's integer.
 DRAWN_SEEDS = 2**31
 
@@ -176,6 +177,16 @@ class TrainRequest(Request):
     ray: Whole | None = Field(
         None, ge=1, le=10_000, description="a whole number from 1, the workers of Ray to train in, or leave it out to train here"
     )
+    lora: Whole | None = Field(None, ge=1, le=1024, description="a rank from 1 to 1024, or leave it out to train all weights")
+    lora_alpha: Real | None = Field(None, gt=0, le=1e6, description="a number above 0, or leave it out for lora itself")
+    lora_targets: list[Name] | None = Field(None, min_length=1, description="parts of layers' names, or leave it out")
+    subject: Prompt | None = Field(None, max_length=200, description='what all pictures show, such as "sks cat", or leave it out')
+    class_prompt: Prompt | None = Field(None, max_length=200, description='the subject\'s class, such as "cat", or leave it out')
+    prior_weight: Real | None = Field(None, ge=0, le=100, description="a number from 0 to 100, or leave it out for 1")
+    prior_count: Whole | None = Field(None, ge=1, le=10_000, description="a whole number from 1 to 10000, or leave it out for 64")
+    word: str | None = Field(None, pattern=f"^{WORD}$",
+                             description="small letters, digits and hyphens in angle brackets, such as <my-cat>")  # fmt: skip
+    word_vectors: Whole | None = Field(None, ge=1, le=16, description="a whole number from 1 to 16, or leave it out for 2")
 
 
 class AverageRequest(Request):
@@ -246,7 +257,7 @@ class Result:
     """One finished picture: straight-alpha RGBA, where it stands in the request, and all that remakes it.
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
-    and plan (its sha256) where the sampler is a plan learned for this model.
+    plan (its sha256) where the sampler is a plan learned for this model, adapters (name, hash, strength) where there are any.
     """
 
     image: Image

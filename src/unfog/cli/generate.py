@@ -8,7 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from unfog.cli import complain
 from unfog.cli.options import Count, Flag, Real, Whole
@@ -35,6 +37,8 @@ def generate(
     strict: Flag = False,
     shard: str | None = None,
     model: str | None = None,
+    adapter: Annotated[list[str] | None, Parameter(negative="")] = None,
+    any_base: Flag = False,
     like: Path | None = None,
     out: Path = Path("out"),
     grid: Path | None = None,
@@ -53,6 +57,7 @@ def generate(
       unfog generate "a green hat" --steps 50 --scale 3 --json
       unfog generate "a cat" "a dog" -n 1000 --seed 0 --shard 3/16
       unfog generate --like out/a-red-apple-7.png
+      unfog generate "a sks cat in the rain" --adapter my-cat:0.8
 
     Parameters
     ----------
@@ -83,6 +88,10 @@ def generate(
         in the whole job, each in one share, so that N machines can work on it.
     model
         The name of a shipped model (see `unfog models`) or a model folder; without it, emoji-64.
+    adapter
+        An adapter's folder as PATH or PATH:STRENGTH (-4 to 4; 1 without, 0 = as if it were not there). Repeatable.
+    any_base
+        Use adapters on another model than the one they were trained on, where the shapes fit.
     like
         Remake this picture byte for byte from the recipe inside it; refused where the model is another one.
     out
@@ -108,7 +117,14 @@ def generate(
         if pictures > MOST_ON_A_SHEET:
             raise UserError(f"--grid: a sheet holds {MOST_ON_A_SHEET:,}, not {pictures:,}; make fewer pictures")
 
-    loaded = unfog.load(model if model is not None else _model_of(original, like))
+    if like is not None and original is not None:
+        from unfog import adapters
+
+        adapter = adapters.like(f"--like: {like}", original.get("adapters", []), adapter or [])
+    elif any_base and not adapter:
+        raise UserError("--any-base: says how to use an adapter; give one with --adapter")
+    name = model if model is not None else _model_of(original, like)
+    loaded = unfog.load(name, adapters=adapter, any_base=any_base) if adapter else unfog.load(name)
     _check_model(loaded, request, original, like)
     made: list[Result] = []
     path = out

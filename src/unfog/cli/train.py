@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from unfog.cli.options import Flag, Real, Whole
 
@@ -17,6 +20,15 @@ def train(
     start: str | None = None,
     resume: Flag = False,
     ray: Whole | None = None,
+    lora: Whole | None = None,
+    lora_alpha: Real | None = None,
+    lora_targets: Annotated[list[str] | None, Parameter(negative="")] = None,
+    subject: str | None = None,
+    class_prompt: str | None = None,
+    prior_weight: Real | None = None,
+    prior_count: Whole | None = None,
+    word: str | None = None,
+    word_vectors: Whole | None = None,
 ) -> None:
     """Train a model by a recipe file, or on a folder or .zip of your own pictures.
 
@@ -26,6 +38,8 @@ def train(
       unfog train --resume my-model
       unfog train my-pictures/ --out my-emoji --start emoji-64 --minutes 30
       torchrun --nproc-per-node 2 -m unfog train recipes/emoji-64.json --resume
+      unfog train my-cat/ --out my-cat-run --start emoji-64 --lora 8 --subject "sks cat" --class-prompt cat
+      unfog train my-cat/ --out my-word --start emoji-64 --word "<my-cat>" --class-prompt cat
 
     Parameters
     ----------
@@ -46,13 +60,32 @@ def train(
     ray
         Train in so many workers of Ray (needs `pip install "unfog[ray]"`), which are started again from the
         last checkpoint where one is lost.
+    lora
+        Train only low-rank branches of this rank beside the start model's inner layers; they are also written
+        apart, to OUT/adapter, for generate --adapter.
+    lora_alpha
+        Branches are scaled by this over their rank; without it, by 1.
+    lora_targets
+        A part of the names of the layers that get branches, such as attention. Repeatable; without it, all inner ones.
+    subject
+        What all pictures show, a rare word and its class, such as "sks cat": 3 to 20 pictures need no captions.
+    class_prompt
+        The subject's class, such as cat: pictures of it by the start model are mixed in, so that the class stays as
+        it was. Without it, the subject without its first word. Of a word, what it begins as.
+    prior_weight
+        How much these count; 0 = none are made; without it, 1.
+    prior_count
+        How many of them are made; without it, 64.
+    word
+        Learn a word for what all pictures show, such as "<my-cat>": the network stays, OUT/adapter gets the word.
+    word_vectors
+        Tokens that the word takes, 1 to 16; without it, 2.
     """
+    given = {key: value for key, value in locals().items() if value is not None}  # options are named as the request's fields
     from unfog.errors import UserError
     from unfog.requests import TrainRequest, check
 
-    given = {"steps": steps, "minutes": minutes, "start": start, "ray": ray}
-    fields = {key: value for key, value in given.items() if value is not None}
-    request = check(TrainRequest, {"source": source, "out": out, "resume": resume, **fields})
+    request = check(TrainRequest, given)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a recipe file, or a folder or .zip of pictures")
     if out.exists() and not out.is_dir():

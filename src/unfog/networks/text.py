@@ -63,10 +63,15 @@ class TextEncoder:
         lengths = mask.sum(1)
         for length in lengths.unique().tolist():
             rows = lengths == length
-            states[rows, :length] = self._encode(ids[rows, :length])
+            states[rows, :length] = self.layers(self.embed(ids[rows, :length]))
         return states, mask
 
-    def _encode(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token numbers (...,) to what the first layer is given, (..., 384), before the places are added."""
+        return self.words[ids].float() * self.word_scale[ids].float()
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Embedded tokens (B, T, 384), unpadded, to states (B, T, 384); gradients reach x."""
         w = self.weights
 
         def norm(x: Tensor, name: str) -> Tensor:
@@ -75,8 +80,7 @@ class TextEncoder:
         def linear(x: Tensor, name: str) -> Tensor:
             return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
 
-        b, t = ids.shape
-        x = self.words[ids].float() * self.word_scale[ids].float()
+        b, t = x.shape[:2]
         x = norm(x + w["positions"][:t] + w["segment"], "norm")
         for i in range(LAYERS):
             q, k, v = (y.reshape(b, t, HEADS, -1).transpose(1, 2) for y in linear(x, f"{i}.qkv").chunk(3, dim=-1))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from unfog.networks.layers import OUTER
 from unfog.precision import fastest
 from unfog.training.parallel import by_rows, local, locals_of
 
@@ -52,13 +53,12 @@ def _polynomial(gram: Tensor, a: float, b: float, c: float, iterations: int) -> 
 
 def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
     """Weights of inner linear and convolution layers; embeddings, modulation, the stem and the head go to AdamW."""
-    outer = ("conditioning", "stem", "head", "modulation", "patch")
     return [p for name, p in network.named_parameters()
-            if p.ndim >= 2 and not any(part in name.split(".") for part in outer)]  # fmt: skip
+            if p.requires_grad and p.ndim >= 2 and not any(part in name.split(".") for part in OUTER)]  # fmt: skip
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """One optimiser over two groups; `lr` of each group may be scaled by a learning-rate schedule."""
+    """One optimiser over two groups of what requires a gradient; `lr` of each group may be scaled by a learning-rate schedule."""
 
     def __init__(
         self,

@@ -8,11 +8,11 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unfog.errors import UserError
 from unfog.modalities.image.augment import NUMBERS
-from unfog.requests import one_line
+from unfog.requests import WORD, one_line
 
 
 class LoopSettings(BaseModel):
@@ -46,7 +46,40 @@ class LoopSettings(BaseModel):
         return {True: "whole", False: "none"}[value] if isinstance(value, bool) else value  # as recipes said it before
 
 
-class Recipe(LoopSettings):
+class Tuning(BaseModel):
+    """How a model that is there is tuned (`training/tuning.py`)."""
+
+    lora: int = Field(0, ge=0, le=1024, description="rank of the low-rank branches that alone train; 0: all weights do")
+    lora_alpha: float | None = Field(None, gt=0, description="branches are scaled by this/lora; None: by 1")
+    lora_targets: list[str] = Field(default_factory=list, description="parts of the names of layers that get them; []: all inner")
+    subject: str | None = Field(None, min_length=1, max_length=200, description="what all pictures show: a rare word, its class")
+    class_prompt: str | None = Field(None, min_length=1, max_length=200, description="its class, kept as it was; a word's start")
+    prior_weight: float = Field(1.0, ge=0, le=100, description="weight of the start model's own pictures of the class")
+    prior_count: int = Field(64, ge=1, le=10_000, description="how many of these are made")
+    word: str | None = Field(None, pattern=f"^{WORD}$", description="a word to learn: <small letters, digits, hyphens>")
+    word_vectors: int = Field(2, ge=1, le=16, description="the tokens that it takes")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Tuning:
+        for way, needs, clash in (
+            ("lora_alpha", "lora", ""), ("lora_targets", "lora", ""), ("class_prompt", "subject or word", ""),
+            ("prior_weight", "subject", ""), ("prior_count", "subject", ""), ("word_vectors", "word", ""),
+            ("word", "", "lora"), ("word", "", "subject"),
+        ):  # fmt: skip
+            if getattr(self, way) == type(self).model_fields[way].get_default(call_default_factory=True):
+                continue
+            if needs and not any(getattr(self, need) for need in needs.split(" or ")):
+                raise ValueError(f"{way} goes with {needs}; leave it out or give {needs}")
+            if clash and getattr(self, clash):
+                raise ValueError(f"{way} and {clash} are two ways; a word leaves the network as it is, so choose one")
+        if self.subject and self.prior_weight and not self.class_prompt and " " not in self.subject:
+            raise ValueError("subject names no class to keep; give class_prompt, or prior_weight 0")
+        if self.prior_count != 64 and not self.prior_weight:
+            raise ValueError("prior_count goes with a prior_weight above 0; leave it out")
+        return self
+
+
+class Recipe(LoopSettings, Tuning):
     """Settings of one training run on captioned pictures."""
 
     name: str = "my-model"
@@ -97,10 +130,18 @@ def read_recipe(path: Path) -> Recipe:
         fields = json.loads(text) if path.suffix == ".json" else _literal(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # the last two: deeply nested brackets
         raise UserError(f"{path}: not a recipe ({str(error).splitlines()[0]}); see recipes/ for examples") from None
+    return checked(fields, str(path))
+
+
+def checked(fields: Any, where: str) -> Recipe:
+    """A recipe of these fields. Raises UserError naming `where` and the field."""
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        raise UserError(f"{path}: {one_line(Recipe, error)}") from None
+        first = error.errors()[0]
+        if first["type"] == "value_error" and not first["loc"]:  # of several fields together: the message says all
+            raise UserError(f"{where}: {first['ctx']['error']}") from None
+        raise UserError(f"{where}: {one_line(Recipe, error)}") from None
 
 
 def _literal(text: str) -> Any:

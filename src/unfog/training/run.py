@@ -23,13 +23,13 @@ from unfog.precision import fastest
 from unfog.requests import TrainRequest
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
-from unfog.training.denoising import Denoising
 from unfog.training.ema import PowerEMA
 from unfog.training.loop import fit
 from unfog.training.parallel import parallelise
 from unfog.training.peers import Peers
 from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
+from unfog.training.tuning import named, prepare, settled, tuned, with_prior
 from unfog.training.watch import held_out_loss, sample_grid
 
 # what a recipe shares with the model that it starts from
@@ -64,7 +64,8 @@ def settle(request: TrainRequest) -> tuple[Recipe, PictureSet, Model | None]:
             theirs = _recipe_of(model)
             recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2})
     changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
-    return recipe.model_copy(update=changed), PictureSet.open(data), model
+    recipe = settled(recipe, request, model).model_copy(update=changed)
+    return recipe, named(recipe, PictureSet.open(data)), model
 
 
 def _recipe_of(model: Model) -> Recipe:
@@ -113,10 +114,13 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     network = build_network(recipe, len(corpus.styles))
     if model is not None:
         network.load_state_dict({k: v.float() for k, v in load_weights(model.folder, WEIGHTS).items()})
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    way = prepare(recipe, network)
     network.to(device)
     encoder, peers = TextEncoder.load(), Peers(recipe.average_steps, device)
     if not peers.leads:
-        peers.wait()  # for the leader's text states
+        peers.wait()  # for the leader's text states and pictures
+    corpus = with_prior(recipe, corpus, model, out)
     for part in {id(c): c for c in (corpus, held)}.values():
         _states(part, encoder, out)
         part.to(device)
@@ -125,29 +129,33 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         write_atomic(out / CONFIGURATION, (recipe.model_dump_json(indent=1) + "\n").encode())
     stepped = parallelise(network, recipe, peers, device)
     denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
-    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    tuning = tuned(recipe, network, denoiser, [corpus, held], model, encoder, device)
     if peers.leads:
-        print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters, {device} "
-              f"{str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",
+        print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters{way}, "
+              f"{device} {str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",
               file=sys.stderr)  # fmt: skip
 
     def report(step: int, ema: PowerEMA) -> None:
         from unfog.modalities.image.show import png_bytes
 
-        averaged = Preconditioned(ema.network, denoiser.process, denoiser.prediction, sigma_min=recipe.sigma_min)
+        whole = tuning.whole(ema.network)
+        averaged = Preconditioned(whole, denoiser.process, denoiser.prediction, sigma_min=recipe.sigma_min)
         losses = held_out_loss(averaged, held, dtype, device)
         with open(out / "events.jsonl", "a", encoding="utf-8") as events:
             events.write(json.dumps({"step": step, "held_out": losses}) + "\n")
         write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
-        save_model(out / "model", recipe, corpus, ema.network, step, losses, peers.batches)
+        if tuning.model:
+            save_model(out / "model", recipe, corpus, whole, step, losses, peers.batches)
+        tuning.keep(out, ema.network, step, losses)
 
     with Shown(recipe, peers.leads) as show, peers.together():  # a sharded network meets in its own passes, too
-        ema, step = fit(recipe, Denoising(recipe, corpus, denoiser, network, device), network, out, resume=request.resume,
+        ema, step = fit(recipe, tuning.task, tuning.learned, out, resume=request.resume,
                         minutes=request.minutes, dtype=dtype, report=report, show=show, peers=peers)  # fmt: skip
     # else the loop has just written this very model
-    if peers.leads and (step % recipe.report_steps or not (out / "model").exists()):
+    made = out / ("model" if tuning.model else "adapter")
+    if peers.leads and (step % recipe.report_steps or not made.exists()):
         report(step, ema)
-    return out / "model"
+    return made
 
 
 def _states(corpus: Corpus, encoder: TextEncoder, out: Path) -> None:

@@ -40,7 +40,7 @@ def sample_grid(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype:
 
     columns = max(len(corpus.styles), 1)
     texts = np.repeat(np.random.default_rng(1).permutation(corpus.plain)[:rows], columns)
-    label = np.tile(np.arange(columns), rows)
+    label = np.tile(np.arange(columns), len(texts) // columns)  # a folder may have fewer pictures than rows
     numbers = corpus.texts[texts, 0]
     cond = corpus.cond(numbers, label)
     uncond = corpus.cond(np.zeros(1, int), np.array([len(corpus.styles)]))
