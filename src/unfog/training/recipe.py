@@ -33,6 +33,8 @@ class LoopSettings(BaseModel):
     seed: int = Field(0, ge=0)
     checkpoint_minutes: float = Field(10, gt=0)
     report_steps: int = Field(500, ge=1, description="steps between held-out losses and sample grids")
+    workers: int = Field(1, ge=0, le=2, exclude=True, description="threads that prepare the next batches; the result is the same "
+                         "with any, so it is no part of what a model says of itself")  # fmt: skip
 
 
 class Recipe(LoopSettings):

@@ -25,6 +25,7 @@ from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.denoising import Denoising
 from unfog.training.ema import PowerEMA
+from unfog.training.feed import Feed
 from unfog.training.loop import fit
 from unfog.training.peers import Peers
 from unfog.training.progress import Shown
@@ -131,9 +132,11 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
         save_model(out / "model", recipe, corpus, ema.network, step, losses, peers.batches)
 
-    with Shown(recipe, peers.leads) as show:
-        ema, step = fit(recipe, Denoising(recipe, corpus, denoiser, network, device), network, out, resume=request.resume,
-                        minutes=request.minutes, dtype=dtype, report=report, show=show, peers=peers)  # fmt: skip
+    task = Denoising(recipe, corpus, denoiser, network, device)
+    feed = Feed(task, recipe.workers, peers.batches, recipe.steps * peers.batches)
+    with Shown(recipe, peers.leads) as show, feed:
+        ema, step = fit(recipe, feed, network, out, resume=request.resume, minutes=request.minutes, dtype=dtype, report=report,
+                        show=show, peers=peers)  # fmt: skip
     # else the loop has just written this very model
     if peers.leads and (step % recipe.report_steps or not (out / "model").exists()):
         report(step, ema)
