@@ -21,6 +21,7 @@ from unfog.errors import UserError
 from unfog.training.checkpoint import Checkpoints, cut_events, only_run, saved_steps
 from unfog.training.denoising import Denoising
 from unfog.training.ema import PowerEMA
+from unfog.training.feed import Feed
 from unfog.training.loop import fit
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.run import build_network
@@ -34,8 +35,9 @@ def train(recipe, corpus, out, resume=False):
         network = build_network(recipe, len(corpus.styles))
         denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
         task = Denoising(recipe, corpus, denoiser, network)
-        return fit(recipe, task, network, out, resume=resume, minutes=None, dtype=torch.float32, report=lambda *_: None,
-                   show=lambda *_: None)[1]  # fmt: skip
+        with Feed(task, recipe.workers, 1, recipe.steps) as feed:
+            return fit(recipe, feed, network, out, resume=resume, minutes=None, dtype=torch.float32, report=lambda *_: None,
+                       show=lambda *_: None)[1]  # fmt: skip
 
 
 def in_a_child(work):
@@ -66,13 +68,17 @@ def killed_at_random(recipe, corpus, out, kills, seed):
         child.join()
 
 
-@pytest.mark.parametrize(("kills", "accumulate"), [(20, 1), (10, 4), pytest.param(200, 1, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_ends_as_the_run_that_was_not(tmp_path, tiny_recipe, tiny_corpus, kills, accumulate):
-    recipe = tiny_recipe(steps=30 + 2 * kills, checkpoint_minutes=OFTEN, accumulate=accumulate)
+MANNERS = [(workers, accumulate) for workers in (0, 1, 2) for accumulate in (1, 4)]
+KILLS = [(4 if workers == 1 else 3, workers, accumulate) for workers, accumulate in MANNERS]  # 20 in all
+
+
+@pytest.mark.parametrize(("kills", "workers", "accumulate"), [*KILLS, pytest.param(200, 1, 1, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_ends_as_the_run_that_was_not(tmp_path, tiny_recipe, tiny_corpus, kills, workers, accumulate):
+    recipe = tiny_recipe(steps=16 + 2 * kills, checkpoint_minutes=OFTEN, accumulate=accumulate, workers=workers)
     assert train(recipe, tiny_corpus, tmp_path / "whole") == recipe.steps
     (tmp_path / "cut" / "checkpoints").mkdir(parents=True)
     (tmp_path / "cut" / "checkpoints" / "notes.txt").write_text("somebody's own")
-    killed_at_random(recipe, tiny_corpus, tmp_path / "cut", kills, seed=kills)
+    killed_at_random(recipe, tiny_corpus, tmp_path / "cut", kills, seed=100 * kills + 10 * workers + accumulate)
     assert train(recipe, tiny_corpus, tmp_path / "cut", resume=True) == recipe.steps
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 5  # the newest two, notes.txt, nothing left over

@@ -244,7 +244,7 @@ def test_a_word_learns_to_be_what_the_model_knows(start):
     with torch.no_grad():
         first = float(tuned.task.loss(tuned.task.batch(1000)).mean())
     for step in range(30):
-        train_step(tuned.learned, tuned.task.loss, optimiser, ema, tuned.task.batch(step), lr=0.02, clip=1.0, step=step,
+        train_step(tuned.learned, tuned.task.loss, optimiser, [ema], tuned.task.batch(step), lr=0.02, clip=1.0, step=step,
                    dtype=torch.float32)  # fmt: skip
     with torch.no_grad():
         last = float(tuned.task.loss(tuned.task.batch(1000)).mean())
@@ -281,8 +281,8 @@ def test_requests_that_are_no_good(few, fields):
 class Matching:
     """A task of its own: the student's prediction, through a map that is learned with it, shall be the frozen teacher's."""
 
-    def __init__(self, teacher, learned, seed=0):
-        self.teacher, self.learned, self.seed = teacher.eval().requires_grad_(False), learned, seed
+    def __init__(self, teacher, student, reader, seed=0):
+        self.teacher, self.student, self.extra, self.seed = teacher.eval().requires_grad_(False), student, reader, seed
 
     def batch(self, index, rows=slice(None)):
         x = torch.randn(4, 6, generator=torch.Generator().manual_seed(self.seed + index))
@@ -291,27 +291,30 @@ class Matching:
     def loss(self, batch):
         with torch.no_grad():
             target = self.teacher(batch["x"])
-        return (self.learned["reader"](self.learned["student"](batch["x"])) - target).square().mean(1)
+        return (self.extra(self.student(batch["x"])) - target).square().mean(1)
 
     def names(self, index):
         return [f"draw {index}"] * 4
 
 
 def test_a_teacher_and_modules_of_a_tasks_own_train_with_the_same_loop(tmp_path, tiny_recipe):
-    """Distillation needs nothing of the loop: what is trained is one module, which may hold several; the task holds the rest."""
+    """Distillation needs nothing of the loop: the student is the network, what else is trained is the task's `extra`."""
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
     fixed = copy.deepcopy(teacher.state_dict())
 
     def make():
         torch.manual_seed(1)
-        learned = nn.ModuleDict({"student": nn.Sequential(nn.Linear(6, 3), nn.Tanh()), "reader": nn.Linear(3, 6)})
-        return learned, Matching(teacher, learned)
+        student, reader = nn.Sequential(nn.Linear(6, 3), nn.Tanh()), nn.Linear(3, 6)
+        return student, Matching(teacher, student, reader)
 
     recipe = tiny_recipe(lr=0.01, steps=6)
     state = resumed_is_whole(tmp_path, recipe, make)
-    first = make()[0].state_dict()
-    assert all(not torch.equal(state[f"network.{k}"], v) for k, v in first.items())  # all parts of both modules
+    student, task = make()
+    first = {f"network.{k}": v for k, v in student.state_dict().items()} | {
+        f"extra.{k}": v for k, v in task.extra.state_dict().items()
+    }
+    assert all(not torch.equal(state[k], v) for k, v in first.items())  # all parts of both modules
     assert all(torch.equal(v, fixed[k]) for k, v in teacher.state_dict().items())
     longer = tiny_recipe(lr=0.01, steps=150)
     learned, task = make()

@@ -39,6 +39,8 @@ class LoopSettings(BaseModel):
     compile: Literal["none", "blocks", "whole"] = Field("none", description="none, blocks or whole: pays on a GPU, costs minutes")
     checkpoint_minutes: float = Field(10, gt=0)
     report_steps: int = Field(500, ge=1, description="steps between held-out losses and sample grids")
+    workers: int = Field(1, ge=0, le=2, exclude=True, description="threads that prepare the next batches; the result is the same "
+                         "with any, so it is no part of what a model says of itself")  # fmt: skip
 
     @field_validator("compile", mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from unfog.requests import TrainRequest
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.ema import PowerEMA
+from unfog.training.feed import Feed
 from unfog.training.loop import fit
 from unfog.training.parallel import parallelise
 from unfog.training.peers import Peers
@@ -148,9 +149,11 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
             save_model(out / "model", recipe, corpus, whole, step, losses, peers.batches)
         tuning.keep(out, ema.network, step, losses)
 
-    with Shown(recipe, peers.leads) as show, peers.together():  # a sharded network meets in its own passes, too
-        ema, step = fit(recipe, tuning.task, tuning.learned, out, resume=request.resume,
-                        minutes=request.minutes, dtype=dtype, report=report, show=show, peers=peers)  # fmt: skip
+    feed = Feed(tuning.task, recipe.workers, peers.batches, recipe.steps * peers.batches)
+    # a sharded network meets in its own passes, too
+    with Shown(recipe, peers.leads) as show, feed, peers.together():
+        ema, step = fit(recipe, feed, tuning.learned, out, resume=request.resume, minutes=request.minutes, dtype=dtype,
+                        report=report, show=show, peers=peers)  # fmt: skip
     # else the loop has just written this very model
     made = out / ("model" if tuning.model else "adapter")
     if peers.leads and (step % recipe.report_steps or not made.exists()):

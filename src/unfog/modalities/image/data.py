@@ -1,87 +1,71 @@
-"""Captioned pictures from a folder or a zip: `metadata.jsonl`, `.txt` sidecars, or class sub-folders."""
+"""Captioned pictures wherever they lie: folders, zips, tars, Parquet, Hugging Face's save_to_disk, arrays."""
 
 from __future__ import annotations
 
 import io
-import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, Field, ValidationError
 
 from unfog.errors import UserError
+from unfog.modalities.image import sources, tables
+from unfog.modalities.image.records import METADATA, SUFFIXES, Record, find_records
+from unfog.modalities.image.sources import Read, Source
 
-SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".gif", ".bmp"}
 LARGEST = 64_000_000  # pixels; a larger file is more likely an attack than a picture
 # what Pillow's decoders and zipfile raise over damaged bytes
 UNREADABLE = (OSError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
               Image.DecompressionBombError)  # fmt: skip
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    "folder": sources.folder,
+    "zip": sources.zip_,
+    "tar": sources.tar,
+    "parquet": tables.parquet,
+    "datasets": tables.datasets,
+    "arrays": tables.arrays,
+}
 
 
-class Record(BaseModel):
-    """One line of metadata.jsonl; only file_name is required, other fields are kept as they are."""
-
-    file_name: str
-    text: str = ""
-    style: str = ""
-    concept: str = ""
-    name: str = ""
-    tags: list[str] = Field(default_factory=list)
-    colors: list[str] = Field(default_factory=list)
-    category: str = ""
-    split: str = "train"
-    near_duplicates: list[str] = Field(default_factory=list)
+def kind_of(path: Path) -> str:
+    """Which of SOURCES reads what lies at `path`, by names only. Raises UserError where there is nothing."""
+    if path.is_file():
+        by_name = {".parquet": "parquet", ".npy": "arrays", ".npz": "arrays"}
+        return "tar" if sources.is_tar(path) else by_name.get(path.suffix.lower(), "zip")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder or zip of pictures")
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return "datasets"
+    # pictures of the folder's own come first
+    if any((path / name).is_file() for name in METADATA) or any(p.suffix.lower() in SUFFIXES for p in path.rglob("*")):
+        return "folder"
+    if any(path.rglob("*.parquet")):
+        return "parquet"
+    if any(sources.is_tar(p) for p in path.iterdir()):
+        return "tar"
+    return "arrays" if any(p.suffix.lower() in (".npy", ".npz") for p in path.iterdir()) else "folder"
 
 
 class PictureSet:
-    """A list of records and a way to read each picture."""
+    """A list of records and a way to read each picture; `stamp` of a file name changes where the file does."""
 
-    def __init__(self, path: Path, records: list[Record], read: Callable[[str], bytes]) -> None:
-        self.path, self.records, self._read = path, records, read
+    def __init__(self, path: Path, records: list[Record], read: Read, stamp: Callable[[str], str] = lambda name: "") -> None:
+        self.path, self.records, self._read, self.stamp = path, records, read, stamp
         self.styles = list(dict.fromkeys(r.style for r in records if r.style))
 
     @classmethod
     def open(cls, path: str | Path) -> PictureSet:
-        """Open a folder or a .zip. Raises UserError where nothing usable is there."""
+        """Open whatever of SOURCES lies there. Raises UserError where nothing usable does."""
         path = Path(path)
-        if path.is_dir():
-            # followed links could lead out of the folder and round in circles
-            names = [p.relative_to(path).as_posix() for p in sorted(path.rglob("*")) if p.is_file()]
-            return cls._build(path, names, lambda name: (path / name).read_bytes())
-        if not path.is_file():
-            raise UserError(f"{path}: no such folder or zip of pictures")
-        try:
-            archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile:
-            raise UserError(f"{path}: not a zip archive; give a folder or a .zip of pictures") from None
-        return cls._build(path, archive.namelist(), archive.read)
-
-    @classmethod
-    def _build(cls, path: Path, names: Iterable[str], read: Callable[[str], bytes]) -> PictureSet:
-        names = [n for n in names if not n.endswith("/")]
-        if "metadata.jsonl" in names:
-            known = set(names)
-            records = [_record(path, number, line) for number, line in
-                       enumerate(_text(path, read, "metadata.jsonl").split("\n"), 1) if line.strip()]  # fmt: skip
-            for record in records:
-                if record.file_name not in known:
-                    raise UserError(f"{path}: metadata.jsonl names {record.file_name}, which is not there; remove the line")
-        else:
-            texts = {n for n in names if n.endswith(".txt")}
-            records = []
-            for name in sorted(n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES):
-                place = PurePosixPath(name)
-                sidecar = place.with_suffix(".txt").as_posix()
-                text = _text(path, read, sidecar).strip() if sidecar in texts else place.parent.name.replace("_", " ")
-                records.append(Record(file_name=name, text=text))
+        source = SOURCES[kind_of(path)](path)
+        records = find_records(path, source) if source.records is None else source.records
         if not records:
             raise UserError(f"{path}: no pictures found; put {', '.join(sorted(SUFFIXES))} files there")
-        return cls(path, records, read)
+        return cls(path, records, source.read, source.stamp)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -94,7 +78,8 @@ class PictureSet:
         """Picture `index` as straight RGBA (H, W, 4) uint8; with `size`, fitted into a square of it, edges transparent."""
         name = self.records[index].file_name
         try:
-            opened = Image.open(io.BytesIO(self._read(name)))
+            raw = self._read(name)
+            opened = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else Image.fromarray(raw)
             if opened.width * opened.height > LARGEST:
                 raise UserError(f"{self.path}: {name} has {opened.width}x{opened.height} pixels; shrink it below 64 million")
             image = opened.convert("RGBA")
@@ -104,23 +89,6 @@ class PictureSet:
         if size is not None and image.size != (size, size):
             image = _fit(image, size)
         return np.asarray(image)
-
-
-def _text(path: Path, read: Callable[[str], bytes], name: str) -> str:
-    try:
-        return read(name).decode("utf-8-sig")  # some editors put a byte-order mark first
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: {name} is not text in UTF-8; save it again as that") from None
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: an archive with a password
-        raise UserError(f"{path}: {name} cannot be read ({str(error)[:80]}); repair or remove it") from None
-
-
-def _record(path: Path, number: int, line: str) -> Record:
-    try:
-        return Record.model_validate(json.loads(line))
-    except (ValueError, ValidationError, RecursionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: metadata.jsonl line {number} is not usable ({reason}); mend or remove it") from None
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
