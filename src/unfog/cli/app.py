@@ -7,6 +7,7 @@ import errno
 from cyclopts import App, CycloptsError
 
 from unfog.cli import complain
+from unfog.cli.estimate import estimate
 from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
 from unfog.cli.generate import generate
@@ -43,7 +44,7 @@ Try:
     result_action="return_value",
 )
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
-for command in (generate, train, evaluate, fit, verify, models):
+for command in (generate, estimate, train, evaluate, fit, verify, models):
     app.command(command)
 
 

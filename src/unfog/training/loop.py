@@ -120,8 +120,11 @@ def fit(
     report: Callable[[int, PowerEMA], None],
     show: Callable[[int, dict[str, Any]], None],
     peers: Peers | None = None,
+    plan: Callable[[int], LoopSettings] | None = None,
 ) -> tuple[PowerEMA, int]:
     """Train until `settings.steps`, `minutes`, or an interrupt; always ends with a checkpoint. -> the average, the step.
+
+    plan: the settings that hold at a step, of which only `steps` may differ from `settings`.
 
     OUT/events.jsonl gets loss, gradient norm and learning rate every ten steps: the same bytes however the run was cut.
     """
@@ -139,6 +142,7 @@ def fit(
     try:
         with open(out / "events.jsonl" if peers.leads else os.devnull, "a", encoding="utf-8") as events:
             while True:
+                settings = plan(step) if plan is not None else settings
                 now = time.monotonic()
                 late = minutes is not None and now - began >= minutes * 60
                 due = now - saved > settings.checkpoint_minutes * 60

@@ -20,13 +20,16 @@ from unfog.model import WEIGHTS, Model, load, save_model
 from unfog.networks import NETWORKS
 from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
-from unfog.requests import TrainRequest
+from unfog.requests import EstimateRequest, TrainRequest
+from unfog.training.budget import Budget
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.denoising import Denoising
 from unfog.training.ema import PowerEMA
+from unfog.training.gate import Scene, guard
 from unfog.training.loop import fit
 from unfog.training.peers import Peers
+from unfog.training.presets import DEFAULT, preset
 from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
 from unfog.training.watch import held_out_loss, sample_grid
@@ -34,10 +37,10 @@ from unfog.training.watch import held_out_loss, sample_grid
 FIXED = ("size", "network", "settings", "schedule", "prediction")  # what a recipe shares with the model that it starts from
 
 
-def settle(request: TrainRequest) -> tuple[Recipe, PictureSet, Model | None]:
+def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet, Model | None]:
     """The recipe of a request (a recipe file, or the defaults for a folder), the data it names, the model it starts from."""
     source, start = request.source, request.start
-    if source.suffix in (".json", ".py"):
+    if not of_folder(request):
         recipe = read_recipe(source)
         start = start or recipe.start
         shipped = not Path(recipe.data).exists() and "/" not in recipe.data
@@ -49,15 +52,33 @@ def settle(request: TrainRequest) -> tuple[Recipe, PictureSet, Model | None]:
                 if getattr(theirs, field) != getattr(recipe, field):
                     told = f"{getattr(theirs, field)!r}, not {getattr(recipe, field)!r}"
                     raise UserError(f"{source}: {field}: {start} has {told}; take the model's, or leave start out")
+        if request.preset is not None:
+            raise UserError(f"preset: {source} has settings of its own; leave --preset out, or give a folder of pictures")
     else:
         own: dict[str, Any] = {"name": source.stem or "my-model", "data": str(source), "recolour": 0.0}
         model, data = load(start) if start else None, source
-        recipe = Recipe(**own)
         if model is not None:  # so many steps at half the rate: enough for some thousand pictures, little is forgotten
+            if request.preset is not None:
+                raise UserError(f"preset: {start} has a network of its own; leave --preset out, or --start")
             theirs = _recipe_of(model)
             recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2})
+        else:
+            recipe = preset(request.preset or DEFAULT).recipe(**own)
     changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
     return recipe.model_copy(update=changed), PictureSet.open(data), model
+
+
+def of_folder(request: TrainRequest | EstimateRequest) -> bool:
+    """Whether the source is pictures, not a recipe."""
+    return request.source.suffix not in (".json", ".py")
+
+
+def first_network(recipe: Recipe, classes: int, model: Model | None) -> torch.nn.Module:
+    """The network before its first step: drawn from the recipe's seed, or the weights of the model that it starts from."""
+    network = build_network(recipe, classes)
+    if model is not None:
+        network.load_state_dict({k: v.float() for k, v in load_weights(model.folder, WEIGHTS).items()})
+    return network
 
 
 def _recipe_of(model: Model) -> Recipe:
@@ -85,6 +106,9 @@ def run_recipe(request: TrainRequest) -> Path:
     recipe, data, model = settle(request)
     if saved_steps(request.out) and not request.resume:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
+    from unfog.training.estimate import begin
+
+    recipe, budget = begin(request, recipe, data, model)
     corpus = build_corpus(data, recipe, styles=model.styles, codec=model.codec) if model else build_corpus(data, recipe)
     unknown = sorted(set(data.styles) - set(corpus.styles))
     if unknown:
@@ -92,19 +116,18 @@ def run_recipe(request: TrainRequest) -> Path:
     splits = [s for s in ("heldout_pair", "heldout_concept") if data.split(s)]
     held = build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec) if splits else corpus
     if int(os.environ.get("RANK", 0)):  # the leader holds the folder for all
-        return _run(recipe, request, model, corpus, held)
+        return _run(recipe, request, model, corpus, held, budget)
     with only_run(request.out):
-        return _run(recipe, request, model, corpus, held)
+        if budget is not None:
+            budget.write()
+        return _run(recipe, request, model, corpus, held, budget)
 
 
-def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Corpus, held: Corpus) -> Path:
+def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Corpus, held: Corpus, budget: Budget | None) -> Path:
     out = request.out
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = fastest(device)
-    network = build_network(recipe, len(corpus.styles))
-    if model is not None:
-        network.load_state_dict({k: v.float() for k, v in load_weights(model.folder, WEIGHTS).items()})
-    network.to(device)
+    network = first_network(recipe, len(corpus.styles), model).to(device)
     encoder, peers = TextEncoder.load(), Peers(recipe.average_steps, device)
     if not peers.leads:
         peers.wait()  # for the leader's text states
@@ -116,6 +139,9 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     stepped = torch.compile(network) if recipe.compile else network
     denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
+    if not request.resume:  # by the eager network: a copy of a compiled one would be compiled again
+        plain = Preconditioned(network, denoiser.process, recipe.prediction)
+        guard(Scene(recipe, corpus, held, plain, network, device, model), request.force, shown=peers.leads)
     if peers.leads:
         print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters, {device} "
               f"{str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",
@@ -133,7 +159,8 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
 
     with Shown(recipe, peers.leads) as show:
         ema, step = fit(recipe, Denoising(recipe, corpus, denoiser, network, device), network, out, resume=request.resume,
-                        minutes=request.minutes, dtype=dtype, report=report, show=show, peers=peers)  # fmt: skip
+                        minutes=request.minutes, dtype=dtype, report=report, show=show, peers=peers,
+                        plan=budget)  # fmt: skip
     # else the loop has just written this very model
     if peers.leads and (step % recipe.report_steps or not (out / "model").exists()):
         report(step, ema)
