@@ -47,7 +47,7 @@ def _span(value: object) -> object:
     """Seconds from 45s, 30m, 2h, 1.5h or 1d; a number is seconds already."""
     if not isinstance(value, str):
         return _real(value)
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smhd])", value.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([smhd])", value.strip().lower())
     if found is None:
         raise ValueError("is not a time")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

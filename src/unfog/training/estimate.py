@@ -10,6 +10,7 @@ run folder holds at the end.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 import statistics
@@ -198,9 +199,8 @@ def measure_steps(recipe: Recipe, data: Data, model: Model | None, longest: floa
         parameters = sum(p.numel() for p in network.parameters())
         report, picture = _report(Preconditioned(ema.network, denoiser.process, recipe.prediction), data, recipe, dtype, device)
         report += saved * 2 * parameters / size  # the model folder, at half precision
-    # what steps need and what a checkpoint needs on top of the weights are not needed at once
-    lasting = size  # network, average and optimiser stay while a checkpoint is made of them
-    most = max(peak.growth, lasting + peak_saved.growth)
+    # a checkpoint is made on top of what the steps have left, freed or not: little of it goes back to the system
+    most = max(peak.growth, peak_saved.before - peak.before + peak_saved.growth)
     return Speed(parameters, statistics.median(taken[2:]), report, saved, most, peak.device, size, picture)
 
 
@@ -303,9 +303,13 @@ def planned(request: TrainRequest | EstimateRequest, recipe: Recipe, data: Pictu
             least = start + read.seconds + speed.report + 2 * speed.checkpoint + FEWEST * speed.step
             held, setup = f"{clock(seconds)} hold {max(chosen.steps, 0)} steps", clock(start + read.seconds)
             raise UserError(f"budget: {held}, as set-up takes {setup}; give {clock(1.3 * least)} or more, or fewer pictures")
-        asked = isinstance(request, EstimateRequest)
-        findings = tuple(examine(scene(chosen, read, data, model))) if asked else ()
+        findings: tuple[Finding, ...] = ()
+        if isinstance(request, EstimateRequest):  # a run makes these checks itself, with all its data
+            with Peak():
+                findings = tuple(examine(scene(chosen, read, data, model)))
         found = reckon(chosen, read, speed, start=start, preset=name, budget=seconds, findings=findings)
+        # what was held here for a part of the data is held for all of them too
+        found = dataclasses.replace(found, memory_bytes=max(found.memory_bytes, Peak.highest))
         return chosen, with_machine(found)
     raise AssertionError("the last of the names is always taken")
 
@@ -334,8 +338,6 @@ def scene(recipe: Recipe, data: Data, found: PictureSet, model: Model | None) ->
 
 def with_machine(found: Estimate) -> Estimate:
     """The same with what the machine lacks said."""
-    import dataclasses
-
     more: list[Finding] = []
     has = memory()
     if has is not None and found.memory_bytes > has + resident():

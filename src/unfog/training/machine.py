@@ -44,10 +44,11 @@ def resident() -> int:
 class Peak:
     """`with Peak() as peak`: afterwards `peak.growth` bytes is how far memory rose above what was held at the start.
 
-    `peak.device` is the same of a GPU. Where the peak cannot be set back (not Linux), only a new record counts.
+    `peak.device` is the same of a GPU, `Peak.highest` the most held under any of them. Where the peak cannot be set back
+    (not Linux), only a new record counts.
     """
 
-    growth = device = 0
+    growth = device = highest = 0
 
     def __enter__(self) -> Peak:
         self.before = resident()
@@ -59,7 +60,8 @@ class Peak:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.growth = max((_field("VmHWM") or _largest()) - self.before, 0)
+        most = _field("VmHWM") or _largest()
+        self.growth, Peak.highest = max(most - self.before, 0), max(most, Peak.highest)
         if torch.cuda.is_available():
             self.device = int(torch.cuda.max_memory_allocated() - self.held)
 
