@@ -8,6 +8,7 @@ pydantic finds into one line that names the field, what is wrong, and what to gi
 from __future__ import annotations
 
 import operator
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +44,18 @@ def _real(value: object) -> object:
     return value
 
 
+def _span(value: object) -> object:
+    """Seconds from 45s, 30m, 2h, 1.5h or 1d; a number is seconds already."""
+    if not isinstance(value, str):
+        return _real(value)
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([smhd])", value.strip().lower())
+    if found is None:
+        raise ValueError("is not a time")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
+Span = Annotated[float, BeforeValidator(_span)]
 Real = Annotated[float, BeforeValidator(_real)]
 Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -161,6 +173,10 @@ class GenerateRequest(Request):
         return [range(start, min(start + size, total)) for start in starts]
 
 
+PRESET = "tiny, small, base, large or dit-small, or leave it out to have one chosen"
+BUDGET = "a time such as 45s, 30m, 2h, 1.5h or 1d, or leave it out"
+
+
 class TrainRequest(Request):
     """Train a model by a recipe file, or on a folder or zip of one's own pictures."""
 
@@ -173,6 +189,9 @@ class TrainRequest(Request):
         None, gt=0, le=60 * 24 * 365, description="minutes above 0 after which to stop and save, or leave it out"
     )
     start: Name | None = Field(None, description="a shipped model's name or a model folder to begin with, or leave it out")
+    preset: Name | None = Field(None, description=PRESET)
+    budget: Span | None = Field(None, gt=0, le=86400 * 366, description=BUDGET)
+    force: bool = Field(False, strict=True, description="true to train in spite of what the checks at the start find")
     resume: bool = Field(False, strict=True, description="true to go on from the last checkpoint in `out`")
     ray: Whole | None = Field(
         None, ge=1, le=10_000, description="a whole number from 1, the workers of Ray to train in, or leave it out to train here"
@@ -196,6 +215,18 @@ class AverageRequest(Request):
     ema: Real = Field(0.1, gt=0, lt=0.28, description="a number above 0 and below 0.28, the width of the average over the run")
     at: Whole | None = Field(None, ge=1, description="a whole number from 1, the step to stop at, or leave it out for the last")
     out: Path = Field(description="the model folder to write")
+
+
+class EstimateRequest(Request):
+    """Measure what a training run would take on this machine, without training."""
+
+    source: Path = Field(description="a recipe file (.json), or a data folder or .zip")
+    preset: Name | None = Field(None, description=PRESET)
+    budget: Span | None = Field(None, gt=0, le=86400 * 366, description=BUDGET)
+    steps: Whole | None = Field(
+        None, ge=1, le=100_000_000, description="a whole number from 1, or leave it out for the recipe's own"
+    )
+    start: Name | None = Field(None, description="a shipped model's name or a model folder to begin with, or leave it out")
 
 
 class EvaluateRequest(Request):

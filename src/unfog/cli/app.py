@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError
 
 from unfog.cli import complain
 from unfog.cli.average import average
+from unfog.cli.estimate import estimate
 from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
 from unfog.cli.generate import generate
@@ -44,7 +45,7 @@ Try:
     result_action="return_value",
 )
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
-for command in (generate, train, average, evaluate, fit, verify, models):
+for command in (generate, estimate, train, average, evaluate, fit, verify, models):
     app.command(command)
 
 

@@ -18,6 +18,9 @@ def train(
     steps: Whole | None = None,
     minutes: Real | None = None,
     start: str | None = None,
+    preset: str | None = None,
+    budget: str | None = None,
+    force: Flag = False,
     resume: Flag = False,
     ray: Whole | None = None,
     lora: Whole | None = None,
@@ -33,7 +36,8 @@ def train(
     """Train a model by a recipe file, or on a folder or .zip of your own pictures.
 
     Try:
-      unfog train my-pictures/ --out my-model --minutes 30
+      unfog train my-pictures/
+      unfog train my-pictures/ --out my-model --budget 30m
       unfog train recipes/emoji-64.json
       unfog train --resume my-model
       unfog train my-pictures/ --out my-emoji --start emoji-64 --minutes 30
@@ -49,12 +53,21 @@ def train(
     out
         The model folder to write.
     steps
-        Training steps; without it, the recipe's own.
+        Training steps; without it, the recipe's own, or as many as the budget holds.
     minutes
         Stop, save and finish after this long.
+    preset
+        Named settings for pictures of one's own: tiny, small, base, large or dit-small; without it, the largest
+        that learns enough within the budget.
+    budget
+        A time such as 45s, 30m, 2h, 1.5h or 1d, set-up included. Steps are chosen so that the learning rate has
+        fallen to its end by then, and chosen anew if the machine turns out slower. For pictures without
+        --steps, 60 minutes.
     start
         A shipped model or a model folder whose weights to begin with (fine-tuning). It keeps its network,
         styles and colours; pictures of a style that it does not know are learned as of none.
+    force
+        Train in spite of what the checks at the start find wrong.
     resume
         Go on from the last checkpoint in --out; the result is as if the run had never stopped.
     ray

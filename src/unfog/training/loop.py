@@ -103,6 +103,12 @@ def train_step(
     return float(total), norm
 
 
+def averages_of(settings: LoopSettings, network: nn.Module) -> list[PowerEMA]:
+    """The run's own average of the weights, and those that are kept for others to be made of."""
+    others = [width for width in WIDTHS if settings.snapshots and width != settings.ema]
+    return [PowerEMA(network, width, EMA_EVERY) for width in (settings.ema, *others)]
+
+
 def lr_at(settings: LoopSettings, step: int) -> float:
     """Warm-up, constant, linear fall to zero over the last part: the constant part can be prolonged at any time."""
     falling = settings.decay * settings.steps
@@ -134,14 +140,16 @@ def fit(
     report: Callable[[int, PowerEMA], None],
     show: Callable[[int, dict[str, Any]], None],
     peers: Peers | None = None,
+    plan: Callable[[int], LoopSettings] | None = None,
 ) -> tuple[PowerEMA, int]:
     """Train until `settings.steps`, `minutes`, or an interrupt; always ends with a checkpoint. -> the average, the step.
+
+    plan: the settings that hold at a step, of which only `steps` may differ from `settings`.
 
     OUT/events.jsonl gets loss, gradient norm and learning rate every ten steps: the same bytes however the run was cut.
     """
     peers = peers or Peers()
-    widths = [settings.ema, *(width for width in WIDTHS if settings.snapshots and width != settings.ema)]
-    averages = [PowerEMA(network, width, EMA_EVERY) for width in widths]
+    averages = averages_of(settings, network)
     optimiser, ema, spikes = MuonAdamW(network, settings.lr, extra=task.extra), averages[0], Spikes()
     checkpoints = Checkpoints(out, network, averages, optimiser, peers, {"spikes": spikes.state}, task.extra)
     between = max(1, settings.steps // settings.snapshots) if settings.snapshots else 0
@@ -156,6 +164,7 @@ def fit(
     try:
         with open(out / "events.jsonl" if peers.leads else os.devnull, "a", encoding="utf-8") as events:
             while True:
+                settings = plan(step) if plan is not None else settings
                 now = time.monotonic()
                 late = minutes is not None and now - began >= minutes * 60
                 due = now - saved > settings.checkpoint_minutes * 60

@@ -20,14 +20,17 @@ from unfog.model import WEIGHTS, Model, load, save_model
 from unfog.networks import NETWORKS
 from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
-from unfog.requests import TrainRequest
+from unfog.requests import EstimateRequest, TrainRequest
+from unfog.training.budget import Budget
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.ema import PowerEMA
 from unfog.training.feed import Feed
+from unfog.training.gate import Scene, guard
 from unfog.training.loop import fit
 from unfog.training.parallel import parallelise
 from unfog.training.peers import Peers
+from unfog.training.presets import DEFAULT, preset
 from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
 from unfog.training.tuning import named, prepare, settled, tuned, with_prior
@@ -38,14 +41,12 @@ FIXED = ("size", "network", "settings", "schedule", "prediction", "augment")
 CONFIGURATION = "recipe.json"  # of a run folder: the recipe in full, and what --resume goes on with
 
 
-def settle(request: TrainRequest) -> tuple[Recipe, PictureSet, Model | None]:
+def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet, Model | None]:
     """The recipe of a request (a recipe file, or the defaults for a folder), the data it names, the model it starts from."""
     source, start = request.source, request.start
     if (source / CONFIGURATION).is_file():
-        if not request.resume:
-            raise UserError(f"{source}: holds a run; add --resume to go on, or give a recipe or pictures")
-        source = source / CONFIGURATION
-    if source.suffix in (".json", ".py"):
+        raise UserError(f"{source}: holds a run; add --resume to go on, or give a recipe or pictures")
+    if not of_folder(request):
         recipe = read_recipe(source)
         start = start or recipe.start
         shipped = not Path(recipe.data).exists() and "/" not in recipe.data
@@ -57,16 +58,34 @@ def settle(request: TrainRequest) -> tuple[Recipe, PictureSet, Model | None]:
                 if getattr(theirs, field) != getattr(recipe, field):
                     told = f"{getattr(theirs, field)!r}, not {getattr(recipe, field)!r}"
                     raise UserError(f"{source}: {field}: {start} has {told}; take the model's, or leave start out")
+        if request.preset is not None:
+            raise UserError(f"preset: {source} has settings of its own; leave --preset out, or give a folder of pictures")
     else:
         own: dict[str, Any] = {"name": source.stem or "my-model", "data": str(source), "recolour": 0.0}
         model, data = load(start) if start else None, source
-        recipe = Recipe(**own)
         if model is not None:  # so many steps at half the rate: enough for some thousand pictures, little is forgotten
+            if request.preset is not None:
+                raise UserError(f"preset: {start} has a network of its own; leave --preset out, or --start")
             theirs = _recipe_of(model)
             recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2})
+        else:
+            recipe = preset(request.preset or DEFAULT).recipe(**own)
     changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
     recipe = settled(recipe, request, model).model_copy(update=changed)
     return recipe, named(recipe, PictureSet.open(data)), model
+
+
+def of_folder(request: TrainRequest | EstimateRequest) -> bool:
+    """Whether the source is pictures, not a recipe."""
+    return request.source.suffix not in (".json", ".py")
+
+
+def first_network(recipe: Recipe, classes: int, model: Model | None) -> torch.nn.Module:
+    """The network before its first step: drawn from the recipe's seed, or the weights of the model that it starts from."""
+    network = build_network(recipe, classes)
+    if model is not None:
+        network.load_state_dict({k: v.float() for k, v in load_weights(model.folder, WEIGHTS).items()})
+    return network
 
 
 def _recipe_of(model: Model) -> Recipe:
@@ -91,11 +110,14 @@ def run_recipe(request: TrainRequest) -> Path:
 
     Raises UserError before anything is written where the recipe, the data or OUT do not do.
     """
-    if (request.source / CONFIGURATION).is_file():  # a run's own folder is where it goes on
-        request = request.model_copy(update={"out": request.source})
+    if request.resume and (request.source / CONFIGURATION).is_file():  # a run's own folder says all
+        request = request.model_copy(update={"source": request.source / CONFIGURATION, "out": request.source})
     recipe, data, model = settle(request)
     if saved_steps(request.out) and not request.resume:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
+    from unfog.training.estimate import begin
+
+    recipe, budget = begin(request, recipe, data, model)
     corpus = build_corpus(data, recipe, styles=model.styles, codec=model.codec) if model else build_corpus(data, recipe)
     unknown = sorted(set(data.styles) - set(corpus.styles))
     if unknown:
@@ -103,20 +125,19 @@ def run_recipe(request: TrainRequest) -> Path:
     splits = [s for s in ("heldout_pair", "heldout_concept") if data.split(s)]
     held = build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec) if splits else corpus
     if int(os.environ.get("RANK", 0)):  # the leader holds the folder for all
-        return _run(recipe, request, model, corpus, held)
+        return _run(recipe, request, model, corpus, held, budget)
     with only_run(request.out):
-        return _run(recipe, request, model, corpus, held)
+        if budget is not None:
+            budget.write()
+        return _run(recipe, request, model, corpus, held, budget)
 
 
-def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Corpus, held: Corpus) -> Path:
+def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Corpus, held: Corpus, budget: Budget | None) -> Path:
     out = request.out
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = fastest(device)
-    network = build_network(recipe, len(corpus.styles))
-    if model is not None:
-        network.load_state_dict({k: v.float() for k, v in load_weights(model.folder, WEIGHTS).items()})
+    network = first_network(recipe, len(corpus.styles), model)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
-    way = prepare(recipe, network)
     network.to(device)
     encoder, peers = TextEncoder.load(), Peers(recipe.average_steps, device)
     if not peers.leads:
@@ -128,8 +149,13 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     if peers.leads:
         peers.wait()
         write_atomic(out / CONFIGURATION, (recipe.model_dump_json(indent=1) + "\n").encode())
-    stepped = parallelise(network, recipe, peers, device)
-    denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
+    process = Gaussian(schedule_from_config(recipe.schedule))
+    if not (request.resume or recipe.subject or recipe.word):  # few pictures called alike are what the latter two are for
+        plain = Preconditioned(network, process, recipe.prediction)
+        guard(Scene(recipe, corpus, held, plain, network, device, model), request.force, shown=peers.leads)
+    way = prepare(recipe, network)
+    stepped = parallelise(network.to(device), recipe, peers, device)
+    denoiser = Preconditioned(stepped, process, recipe.prediction)
     tuning = tuned(recipe, network, denoiser, [corpus, held], model, encoder, device)
     if peers.leads:
         print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters{way}, "
@@ -149,11 +175,11 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
             save_model(out / "model", recipe, corpus, whole, step, losses, peers.batches)
         tuning.keep(out, ema.network, step, losses)
 
-    feed = Feed(tuning.task, recipe.workers, peers.batches, recipe.steps * peers.batches)
+    feed = Feed(tuning.task, recipe.workers, peers.batches)
     # a sharded network meets in its own passes, too
     with Shown(recipe, peers.leads) as show, feed, peers.together():
         ema, step = fit(recipe, feed, tuning.learned, out, resume=request.resume, minutes=request.minutes, dtype=dtype,
-                        report=report, show=show, peers=peers)  # fmt: skip
+                        report=report, show=show, peers=peers, plan=budget)  # fmt: skip
     # else the loop has just written this very model
     made = out / ("model" if tuning.model else "adapter")
     if peers.leads and (step % recipe.report_steps or not made.exists()):

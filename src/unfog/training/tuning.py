@@ -33,16 +33,16 @@ from unfog.training.recipe import Recipe, Tuning, checked
 if TYPE_CHECKING:
     from unfog.diffusion.denoisers import Preconditioned
     from unfog.model import Model
-    from unfog.requests import TrainRequest
+    from unfog.requests import EstimateRequest, TrainRequest
 
 FEW = 100  # pictures; more of one thing than this are a data set, whose captions count
 SUBJECT_BATCH, SUBJECT_STEPS, WORD_STEPS, WORD_LR = 16, 400, 400, 5e-3
 
 
-def settled(recipe: Recipe, request: TrainRequest, model: Model | None) -> Recipe:
+def settled(recipe: Recipe, request: TrainRequest | EstimateRequest, model: Model | None) -> Recipe:
     """The recipe with the request's way of tuning, and for a folder the settings that suit it. Raises UserError where two
     ways, or a way and the start, do not go together."""
-    asked = {key: value for key in Tuning.model_fields if (value := getattr(request, key)) is not None}
+    asked = {key: value for key in Tuning.model_fields if (value := getattr(request, key, None)) is not None}
     folder = request.source.suffix not in (".json", ".py")
     if folder:  # the start model's own recipe may have been a tuned one: its way is not this run's
         recipe = recipe.model_copy(update=Tuning().model_dump())

@@ -1,0 +1,384 @@
+"""What a run would take on this machine: a few real steps of the very network, batch and data are measured, the rest is counted.
+
+    total = start + (pictures)·decode + (captions)/rate + checks + steps·step + reports·report + checkpoints·checkpoint
+
+step: the median after warm-up, averaging of weights included. Memory: the peak of the phase that needs most (reading the data,
+text states, steps, checkpoint), each measured as growth of the process's own peak and scaled to the whole data. Disk: what a
+run folder holds at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unfog.diffusion import Gaussian, schedule_from_config
+from unfog.diffusion.denoisers import Preconditioned
+from unfog.errors import UserError
+from unfog.modalities.image.captions import captions
+from unfog.modalities.image.data import PictureSet
+from unfog.model import Model
+from unfog.networks.text import TOKENS, WIDTH, TextEncoder
+from unfog.precision import fastest
+from unfog.requests import EstimateRequest, TrainRequest
+from unfog.training.budget import KEPT, MINUTES, Budget, clock, recorded
+from unfog.training.checkpoint import Checkpoints
+from unfog.training.corpus import Corpus, build_corpus
+from unfog.training.denoising import Denoising
+from unfog.training.ema import WIDTHS
+from unfog.training.gate import FITTED, TRIED, Finding, Scene, examine
+from unfog.training.gate_scene import warning
+from unfog.training.loop import averages_of, train_step
+from unfog.training.machine import Peak, crowded, memory, resident, since_start
+from unfog.training.optimisers import MuonAdamW
+from unfog.training.presets import CHOSEN, EPOCHS, LEAST_STEPS, PRESETS
+from unfog.training.recipe import Recipe
+from unfog.training.watch import NOISE_BINS, held_out_loss, sample_grid
+
+SAMPLE, CAPTIONS = 128, 96  # pictures read and captions encoded to learn how fast that goes
+STEPS, LONGEST = (3, 12), 6.0  # steps measured, fewest and most, and seconds after which no further one begins
+ROWS, HELD, GRID = 8, 64, 24  # of a report: rows of its grid, held-out pictures, evaluations of a picture in the grid
+SHARE = {"tiny": 0.12}  # of the time for reports; else SHARE_ELSE
+SHARE_ELSE = 0.05
+FIRST = 50.0  # seconds in which tiny shows its first grid, where the data allow it
+FEWEST = 20  # steps that are still called training
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set as measured on a few of its pictures."""
+
+    corpus: Corpus  # the few, with text states that are some captions' own
+    held: Corpus
+    encoder: TextEncoder
+    pictures: int  # in the whole set, trained on and held out
+    captions: int
+    seconds: float  # to read all, text states included
+    bytes_kept: int  # all pictures and text states
+    bytes_peak: int  # most that is held while they are read
+    base: int  # bytes of the process without any
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one recipe's steps take; seconds and bytes."""
+
+    parameters: int
+    step: float
+    report: float
+    checkpoint: float
+    peak: int
+    peak_device: int
+    checkpoint_bytes: int
+    picture_bytes: int  # of a sample grid
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes; seconds and bytes."""
+
+    preset: str | None
+    network: str
+    parameters: int
+    size: int
+    batch: int
+    steps: int
+    pictures: int
+    epochs: float
+    budget_seconds: float | None
+    setup_seconds: float
+    step_seconds: float
+    seconds_per_1000_steps: float
+    report_seconds: float
+    reports: int
+    total_seconds: float
+    first_grid_seconds: float
+    memory_bytes: int
+    gpu_memory_bytes: int
+    disk_bytes: int
+    warnings: tuple[Finding, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "warnings": [asdict(finding) for finding in self.warnings]}
+
+    def __str__(self) -> str:
+        preset = f"{self.preset}: " if self.preset else ""
+        rows = [
+            ("network", f"{preset}{self.network}, {self.parameters / 1e6:.1f}M parameters, {self.size} px"),
+            ("run", f"{self.steps} steps of {self.batch}: {self.pictures} pictures, {self.epochs:.3g} times each"),
+            ("1,000 steps", clock(self.seconds_per_1000_steps)),
+            ("set-up", clock(self.setup_seconds)),
+            ("first samples", f"after {clock(self.first_grid_seconds)}"),
+            ("total", clock(self.total_seconds) + (f" of {clock(self.budget_seconds)}" if self.budget_seconds else "")),
+            ("memory", f"{self.memory_bytes / 2**30:.2f} GiB"
+             + (f", GPU {self.gpu_memory_bytes / 2**30:.2f} GiB" if self.gpu_memory_bytes else "")),
+            ("disk", f"{self.disk_bytes / 2**20:.0f} MiB"),
+        ]  # fmt: skip
+        lines = [f"{name:14}{text}" for name, text in rows]
+        return "\n".join([*lines, *(f"{finding.degree:14}{finding.text}" for finding in self.warnings)])
+
+
+def measure_data(data: PictureSet, recipe: Recipe, model: Model | None = None) -> Data:
+    """Read SAMPLE pictures and encode CAPTIONS captions, and reckon what all of them take."""
+    base = resident()
+    encoder = TextEncoder.load()
+    trained = data.split("train")
+    held_out = next((found for s in ("heldout_pair", "heldout_concept") if (found := data.split(s))), [])
+    if not trained:
+        raise UserError(f"{data.path}: no picture of split 'train'; put some there")
+    few = copy.copy(data)
+    few.records = [data.records[i] for i in np.unique(np.linspace(0, len(trained) - 1, SAMPLE).astype(int)).tolist()
+                   for i in [trained[i]]]  # fmt: skip
+    theirs: dict[str, Any] = {"styles": model.styles, "codec": model.codec} if model else {}
+    start = time.perf_counter()
+    with Peak() as peak:
+        corpus = build_corpus(few, recipe, **theirs)
+    each = (time.perf_counter() - start) / corpus.plain
+    count = len(trained) + len(held_out)
+    rng = np.random.default_rng(0)
+    lines = sorted({line for i in [*trained, *held_out] for line in captions(data.records[i], rng)} | {""})
+    plain = {line for record in few.records for line in captions(record, rng)} | {""}
+    recoloured = max(len(corpus.captions) - len(plain), 0) * len(trained) / corpus.plain if recipe.recolour else 0
+    total = len(lines) + round(recoloured)
+    chosen = [lines[i] for i in rng.permutation(len(lines))[:CAPTIONS]]
+    encoder(chosen[:4])
+    start = time.perf_counter()
+    states, masks = encoder(chosen)
+    rate = (time.perf_counter() - start) / len(chosen)
+    index = torch.arange(len(corpus.captions)) % len(chosen)
+    corpus.states, corpus.masks = states.half()[index], masks[index]
+    state_bytes = total * TOKENS * (WIDTH * 2 + 1)
+    kept = round(count * len(corpus.pictures) / corpus.plain) * recipe.size**2 * 4
+    # text states are held twice while they are put together, and once more while they are written
+    reading = max(round(peak.growth / corpus.plain * count), kept + 2 * state_bytes)
+    base = max(resident() - sum(t.numel() * t.element_size() for t in (corpus.pictures, corpus.states)), base)
+    return Data(corpus, corpus, encoder, count, total, each * count + rate * total, kept + state_bytes, reading, base)
+
+
+def measure_steps(recipe: Recipe, data: Data, model: Model | None, longest: float = LONGEST) -> Speed:
+    """Take a few steps as `fit` takes them, a part of a report, and a checkpoint in a temporary folder."""
+    from unfog.training.run import first_network
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype, corpus = fastest(device), data.corpus
+    with torch.random.fork_rng(), tempfile.TemporaryDirectory(prefix="unfog-") as folder:
+        with Peak() as peak:
+            network = first_network(recipe, len(corpus.styles), model).to(device)
+            corpus.to(device)
+            stepped = torch.compile(network) if recipe.compile else network
+            denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
+            task = Denoising(recipe, corpus, denoiser, network, device)
+            optimiser, averages = MuonAdamW(network, recipe.lr), averages_of(recipe, network)
+            network.train()
+            taken: list[float] = []
+            began = time.perf_counter()
+            for step in range(2 + STEPS[1]):
+                start = time.perf_counter()
+                if step >= 2 + STEPS[0] and start - began > longest:
+                    break
+                train_step(network, task.loss, optimiser, averages, task.batch(step), lr=recipe.lr * 1e-3, clip=recipe.clip,
+                           step=step, dtype=dtype, accumulate=recipe.accumulate, whole=recipe.batch)  # fmt: skip
+                taken.append(time.perf_counter() - start)
+        with Peak() as peak_saved:
+            start = time.perf_counter()
+            Checkpoints(Path(folder), network, averages, optimiser).save(0)
+            saved = time.perf_counter() - start
+        size = sum(p.stat().st_size for p in Path(folder).rglob("*.safetensors"))
+        parameters = sum(p.numel() for p in network.parameters())
+        report, picture = _report(
+            Preconditioned(averages[0].network, denoiser.process, recipe.prediction), data, recipe, dtype, device
+        )
+        report += saved * 2 * parameters / size  # the model folder, at half precision
+    # a checkpoint is made on top of what the steps have left, freed or not: little of it goes back to the system
+    most = max(peak.growth, peak_saved.before - peak.before + peak_saved.growth)
+    return Speed(parameters, statistics.median(taken[2:]), report, saved, most, peak.device, size, picture)
+
+
+def _report(denoiser: Preconditioned, data: Data, recipe: Recipe, dtype: torch.dtype, device: str) -> tuple[float, int]:
+    """Seconds of a whole report and bytes of its picture, from as much of one as a few seconds allow."""
+    from unfog.modalities.image.show import png_bytes
+
+    corpus, held = data.corpus, min(HELD, data.pictures)
+    held_out_loss(denoiser, corpus, dtype, device, count=2)
+    start = time.perf_counter()
+    held_out_loss(denoiser, corpus, dtype, device, count=16)
+    one = (time.perf_counter() - start) / (len(NOISE_BINS) * min(16, corpus.plain))  # seconds of one evaluation of one picture
+    columns = max(len(corpus.styles), 1)
+    rows = max(1, min(ROWS, round(3.0 / (one * columns * GRID))))
+    start = time.perf_counter()
+    sheet = png_bytes(sample_grid(denoiser, corpus, recipe, dtype, device, rows=rows))
+    shown = min(ROWS, data.pictures) / min(rows, corpus.plain)
+    return (time.perf_counter() - start) * shown + one * len(NOISE_BINS) * held, round(len(sheet) * shown)
+
+
+def reckon(recipe: Recipe, data: Data, speed: Speed, *, start: float, preset: str | None = None,
+           budget: float | None = None, findings: tuple[Finding, ...] = ()) -> Estimate:  # fmt: skip
+    """The whole run. start: seconds from the start of the process until the data are read, checks included."""
+    setup = start + data.seconds
+    reports = max(-(-recipe.steps // recipe.report_steps), 1)
+    work = recipe.steps * speed.step + reports * speed.report
+    checkpoints = 1 + int(work / (recipe.checkpoint_minutes * 60))
+    first = min(recipe.steps, recipe.report_steps)
+    encoded = data.captions * TOKENS * (WIDTH * 2 + 1)
+    gpu = torch.cuda.is_available()
+    disk = (min(checkpoints, 2) * speed.checkpoint_bytes + 2 * speed.parameters + encoded + reports * (speed.picture_bytes + 200)
+            + min(recipe.snapshots, recipe.steps) * len(WIDTHS) * 2 * speed.parameters + recipe.steps // 10 * 120)  # fmt: skip
+    return Estimate(
+        preset, recipe.network, speed.parameters, recipe.size, recipe.batch, recipe.steps, recipe.steps * recipe.batch,
+        recipe.steps * recipe.batch / max(data.pictures, 1), budget, setup, speed.step, 1000 * speed.step, speed.report, reports,
+        setup + work + checkpoints * speed.checkpoint, setup + first * speed.step + speed.report,
+        data.base + max(data.bytes_peak, (0 if gpu else data.bytes_kept) + speed.peak),
+        data.bytes_kept + speed.peak_device if gpu else 0, disk, findings,
+    )  # fmt: skip
+
+
+def fitted(recipe: Recipe, data: Data, speed: Speed, seconds: float, start: float, preset: str | None) -> Recipe:
+    """The recipe with as many steps as `seconds` hold, and reports that take a small share of them."""
+    left = (seconds - start - data.seconds - speed.report - 2 * speed.checkpoint) * KEPT
+    changed: dict[str, Any] = {}
+    if preset is not None:
+        share = SHARE.get(preset, SHARE_ELSE)
+        every = max(10, math.ceil(speed.report / (share * speed.step)), 0 if preset in SHARE else int(left / speed.step / 20))
+        soon = int((FIRST - start - data.seconds - speed.report) / speed.step) if preset in SHARE else 0
+        changed["report_steps"] = max(10, round(min(every, soon) if soon >= 10 else every, -1))
+        recipe = recipe.model_copy(update=changed)
+    each = speed.step + speed.report / recipe.report_steps + speed.checkpoint * speed.step / (recipe.checkpoint_minutes * 60)
+    changed["steps"] = int(left / each)
+    if preset is not None:
+        changed["steps"] = min(changed["steps"], max(LEAST_STEPS, EPOCHS * data.pictures // recipe.batch))
+        changed["warm_up"] = min(recipe.warm_up, max(changed["steps"] // 10, 1))
+    return recipe.model_copy(update=changed)
+
+
+def planned(request: TrainRequest | EstimateRequest, recipe: Recipe, data: PictureSet, model: Model | None) -> tuple[
+    Recipe, Estimate | None
+]:  # fmt: skip
+    """The recipe of a request with its steps, and its preset where none is named, chosen so that a budget is kept.
+
+    -> the recipe, and what it takes: None where nothing had to be measured. Raises UserError where no step fits.
+    """
+    from unfog.training.run import of_folder
+
+    folder, named = of_folder(request), request.preset
+    seconds = request.budget
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if seconds is not None:
+            raise UserError("budget: several processes would each measure another pace; give --steps or --minutes")
+        return recipe, None
+    if seconds is None and folder and model is None and request.steps is None:
+        seconds = MINUTES * 60
+    if seconds is None and isinstance(request, TrainRequest):
+        return recipe, None
+    names = [named] if named else list(CHOSEN) if folder and model is None and request.steps is None else [None]
+    began, own = since_start(), {"name": recipe.name, "data": recipe.data, "seed": recipe.seed}
+    kept: dict[int, Data] = {}
+    if len(names) > 1:
+        assert seconds is not None
+        names = _candidates(names, own, data, kept, seconds)
+    for name in names:
+        chosen = PRESETS[name].recipe(**own) if name and folder and model is None else recipe
+        if request.steps is not None:
+            chosen = chosen.model_copy(update={"steps": request.steps})
+        read = kept.setdefault(chosen.size, measure_data(data, chosen, model) if chosen.size not in kept else kept[chosen.size])
+        speed = measure_steps(chosen, read, model)
+        measures = seconds is not None and request.steps is None
+        # an estimate's own measuring is no part of the run that it is about, unless that run measures too
+        start = (since_start() if measures else began) + 0.5 + TRIED * speed.step * max(FITTED / chosen.batch, 0.3)
+        if seconds is not None and request.steps is None:
+            chosen = fitted(chosen, read, speed, seconds, start, name if folder and model is None else None)
+            wanted = PRESETS[name].wanted if name else 0
+            if name != names[-1] and chosen.steps * chosen.batch < wanted:
+                continue
+        if chosen.steps < FEWEST and seconds is not None:
+            least = start + read.seconds + speed.report + 2 * speed.checkpoint + FEWEST * speed.step
+            held, setup = f"{clock(seconds)} hold {max(chosen.steps, 0)} steps", clock(start + read.seconds)
+            raise UserError(f"budget: {held}, as set-up takes {setup}; give {clock(1.3 * least)} or more, or fewer pictures")
+        findings: tuple[Finding, ...] = ()
+        if isinstance(request, EstimateRequest):  # a run makes these checks itself, with all its data
+            with Peak():
+                findings = tuple(examine(scene(chosen, read, data, model)))
+        found = reckon(chosen, read, speed, start=start, preset=name, budget=seconds, findings=findings)
+        # what was held here for a part of the data is held for all of them too
+        found = dataclasses.replace(found, memory_bytes=max(found.memory_bytes, Peak.highest))
+        return chosen, with_machine(found)
+    raise AssertionError("the last of the names is always taken")
+
+
+def _candidates(names: list[Any], own: dict[str, Any], data: PictureSet, kept: dict[int, Data], seconds: float) -> list[Any]:
+    """Presets that may reach what they want, by a short look at the smallest; the last is always one."""
+    recipe = PRESETS[names[-1]].recipe(**own)
+    kept[recipe.size] = measure_data(data, recipe)
+    speed = measure_steps(recipe, kept[recipe.size], None, longest=1.0)
+    left = seconds - since_start() - kept[recipe.size].seconds
+    reached = left / (speed.step / recipe.batch)
+    return [n for n in names if reached / PRESETS[n].cost * 1.3 >= PRESETS[n].wanted]
+
+
+def scene(recipe: Recipe, data: Data, found: PictureSet, model: Model | None) -> Scene:
+    """What the checks look at: the real network, and the pictures that were read."""
+    from unfog.training.run import first_network
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.random.fork_rng():
+        network = first_network(recipe, len(data.corpus.styles), model).to(device)
+    denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
+    count = len(found.split("train"))
+    return Scene(recipe, data.corpus, data.corpus, denoiser, network, device, model, count=count)
+
+
+def with_machine(found: Estimate) -> Estimate:
+    """The same with what the machine lacks said."""
+    more: list[Finding] = []
+    has = memory()
+    if has is not None and found.memory_bytes > has + resident():
+        needed = f"{found.memory_bytes / 2**30:.1f} GiB are needed and {has / 2**30:.1f} are free"
+        more.append(warning("memory", f"memory: {needed}; raise accumulate, lower batch or size, or take fewer pictures"))
+    if crowded():
+        busy = "machine: other programs hold the cores, where threads that wait for each other lose most"
+        more.append(warning("threads", f"{busy}; set OMP_NUM_THREADS=1, or wait for them to end"))
+    return dataclasses.replace(found, warnings=(*found.warnings, *more))
+
+
+def estimate(request: EstimateRequest) -> Estimate:
+    """Measure for some seconds what `unfog train` with the same options would take. Raises UserError as that would."""
+    from unfog.training.run import settle
+
+    recipe, data, model = settle(request)
+    _, found = planned(request, recipe, data, model)
+    assert found is not None
+    return found
+
+
+def begin(request: TrainRequest, recipe: Recipe, data: PictureSet, model: Model | None) -> tuple[Recipe, Budget | None]:
+    """The recipe that a run trains by and the plan that keeps it within its budget; None where it has no budget."""
+    import sys
+
+    kept = recorded(request.out) if request.resume else None
+    began = time.monotonic() - since_start()
+    if kept is not None:
+        if request.steps is not None:
+            kept.steps = [{"from": 0, "steps": request.steps}]
+        kept.seconds, kept.began = request.budget, began
+        return kept.recipe, kept
+    recipe, found = planned(request, recipe, data, model)
+    if found is None:
+        return recipe, None
+    preset = f"preset {found.preset} ({PRESETS[found.preset].about}), " if found.preset else ""
+    steps = f"{recipe.steps} steps of {recipe.batch}, {clock(found.step_seconds)} each"
+    times = f"about {clock(found.total_seconds)} of {clock(found.budget_seconds or 0)}"
+    first = f"first samples after {clock(found.first_grid_seconds)}"
+    print(f"unfog: {preset}{steps}: {times}, {first}; --budget 2h, --preset base or --steps 1000 change that", file=sys.stderr)
+    reserve = found.report_seconds + 2.0
+    return recipe, Budget(request.out, recipe, found.budget_seconds, began, reserve, found.preset)

@@ -1,0 +1,96 @@
+"""What this process holds of the machine, and what the machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import torch
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _field(name: str) -> int | None:
+    """Bytes of a line of /proc/self/status, where there is one (Linux)."""
+    try:
+        for line in STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _largest() -> int:
+    """The most memory that this process ever held, in bytes."""
+    try:
+        import resource
+        import sys
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+    except ImportError:  # Windows
+        return 0
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now (where the system does not say: the most it ever held)."""
+    found = _field("VmRSS")
+    return _largest() if found is None else found
+
+
+class Peak:
+    """`with Peak() as peak`: afterwards `peak.growth` bytes is how far memory rose above what was held at the start.
+
+    `peak.device` is the same of a GPU, `Peak.highest` the most held under any of them. Where the peak cannot be set back
+    (not Linux), only a new record counts.
+    """
+
+    growth = device = highest = 0
+
+    def __enter__(self) -> Peak:
+        self.before = resident()
+        with contextlib.suppress(OSError):
+            RESET.write_text("5")  # sets VmHWM back to what is held now; man 5 proc
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.held = torch.cuda.memory_allocated()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        most = _field("VmHWM") or _largest()
+        self.growth, Peak.highest = max(most - self.before, 0), max(most, Peak.highest)
+        if torch.cuda.is_available():
+            self.device = int(torch.cuda.max_memory_allocated() - self.held)
+
+
+def since_start() -> float:
+    """Seconds since this process started; 3 where the system does not say (what loading torch takes)."""
+    try:
+        started = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]) / os.sysconf(
+            "SC_CLK_TCK"
+        )
+        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 0.0)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 3.0
+
+
+def memory() -> int | None:
+    """Bytes of memory that the machine has and nobody needs, None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def crowded() -> bool:
+    """Whether others hold the cores that torch's threads of this process would share."""
+    try:
+        return torch.get_num_threads() > 1 and os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
+    except OSError:
+        return False
