@@ -136,6 +136,14 @@ class TrainRequest(Request):
     )
     start: Name | None = Field(None, description="a shipped model's name or a model folder to begin with, or leave it out")
     resume: bool = Field(False, strict=True, description="true to go on from the last checkpoint in `out`")
+    track: list[Name] = Field(default_factory=list, description="names of trackers: tensorboard, trackio, wandb")
+
+
+class ReportRequest(Request):
+    """Draw the curves of a run, finished or still going, as one HTML file."""
+
+    run: Path = Field(description="the folder that a run writes, its --out")
+    out: Path | None = Field(None, description="the .html file to write, or leave it out for report.html in the run's folder")
 
 
 class EvaluateRequest(Request):

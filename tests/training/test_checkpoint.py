@@ -197,8 +197,12 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, tiny_recipe, tiny_corpus, mon
     train(tiny_recipe(steps=2), tiny_corpus, tmp_path)
     before = states(tmp_path)
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    replace = os.replace
+
+    def full(source, target):
+        if "checkpoints" in str(target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(UserError, match=r"step 3 cannot be written \(No space left on device\); that of step 2 stays"):

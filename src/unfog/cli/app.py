@@ -11,6 +11,7 @@ from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
 from unfog.cli.generate import generate
 from unfog.cli.models import models
+from unfog.cli.report import report
 from unfog.cli.train import train
 from unfog.cli.verify import verify
 from unfog.errors import UserError
@@ -32,6 +33,7 @@ Try:
   unfog generate "a red apple" --style noto --seed 7
   unfog generate --like out/a-red-apple-noto-7.png
   unfog train my-pictures/ --out my-model --minutes 30
+  unfog report my-model --open
   unfog verify my-model
   unfog evaluate my-model --against my-pictures/
 """,
@@ -43,7 +45,7 @@ Try:
     result_action="return_value",
 )
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
-for command in (generate, train, evaluate, fit, verify, models):
+for command in (generate, train, report, evaluate, fit, verify, models):
     app.command(command)
 
 

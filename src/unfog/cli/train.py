@@ -16,6 +16,7 @@ def train(
     minutes: Real | None = None,
     start: str | None = None,
     resume: Flag = False,
+    track: list[str] | None = None,
 ) -> None:
     """Train a model by a recipe file, or on a folder or .zip of your own pictures.
 
@@ -41,13 +42,17 @@ def train(
         styles and colours; pictures of a style that it does not know are learned as of none.
     resume
         Go on from the last checkpoint in --out; the result is as if the run had never stopped.
+    track
+        Also send figures and samples to tensorboard, trackio or wandb (several: more than once, or with commas).
+        Whether or not, the folder --out holds report.html.
     """
     from unfog.errors import UserError
     from unfog.requests import TrainRequest, check
 
     given = {"steps": steps, "minutes": minutes, "start": start}
+    names = [name.strip() for words in track or () for name in words.split(",") if name.strip()]
     fields = {key: value for key, value in given.items() if value is not None}
-    request = check(TrainRequest, {"source": source, "out": out, "resume": resume, **fields})
+    request = check(TrainRequest, {"source": source, "out": out, "resume": resume, "track": names, **fields})
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a recipe file, or a folder or .zip of pictures")
     if out.exists() and not out.is_dir():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,12 +57,14 @@ class Checkpoints:
     def __init__(self, out: Path, network: nn.Module, ema: PowerEMA, optimiser: MuonAdamW, peers: Peers | None = None) -> None:
         self.out, self.folder = out, out / FOLDER
         self.network, self.ema, self.optimiser, self.peers = network, ema, optimiser, peers or Peers()
+        self.sums: dict[str, float] = {}  # of the checkpoint that was loaded
 
     def _part(self, step: int, rank: int) -> Path:
         return self.folder / (f"{step:07d}.safetensors" if rank == 0 else f"{step:07d}.{rank}.safetensors")
 
-    def save(self, step: int) -> None:
-        """Every process calls it after the same step. Raises UserError where the disk does not take it; the last one stays."""
+    def save(self, step: int, sums: Mapping[str, float] | None = None) -> None:
+        """Every process calls it after the same step; `sums` is what telemetry goes on with from there. Raises UserError where
+        the disk does not take it; the last one stays."""
         try:
             if self.peers.leads or not self.peers.alike:
                 write_atomic(self._part(step, self.peers.rank), save(self._state()))
@@ -70,7 +72,7 @@ class Checkpoints:
             if self.peers.leads:
                 parts = [self._part(step, rank) for rank in range(1 if self.peers.alike else self.peers.count)]
                 digests = {part.name: sha256(part.read_bytes()) for part in parts}
-                text = json.dumps({"step": step, "sha256": digests}, indent=1) + "\n"
+                text = json.dumps({"step": step, "sha256": digests, "sums": dict(sums or {})}, indent=1) + "\n"
                 write_atomic(self.folder / f"{step:07d}.json", text.encode())
                 self._forget()
         except OSError as error:
@@ -118,7 +120,8 @@ class Checkpoints:
         return 0
 
     def _read(self, step: int) -> dict[str, Tensor]:
-        digests = json.loads((self.folder / f"{step:07d}.json").read_bytes())["sha256"]
+        about = json.loads((self.folder / f"{step:07d}.json").read_bytes())
+        digests, self.sums = about["sha256"], about.get("sums", {})
         parts = {name: (self.folder / name).read_bytes() for name in digests}  # all: processes must agree on the step
         for name, data in parts.items():
             if sha256(data) != digests[name]:
@@ -142,16 +145,20 @@ class Checkpoints:
                 self.optimiser.state[parameters[int(index)]][name] = value.to(parameters[int(index)].device)
 
 
-def cut_events(path: Path, step: int) -> None:
-    """Drop what a lost part of the run wrote: lines of later steps, and a last line that was not finished."""
+def cut_events(path: Path, step: int, done: bool = False) -> None:
+    """Drop what a lost part of the run wrote: lines of later steps, and a last line that was not finished.
+
+    Lines that only an end wrote ("end") stay where the run is `done`; else a run without that end would not have them.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            if json.loads(line)["step"] <= step:
+            read = json.loads(line)
+            if read["step"] <= step and (done or not read.get("end")):
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     data = b"".join(line + b"\n" for line in kept)
     if data != path.read_bytes():

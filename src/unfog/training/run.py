@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import unfog
 import unfog.data
 from unfog.diffusion import Gaussian, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
@@ -29,7 +31,10 @@ from unfog.training.loop import fit
 from unfog.training.peers import Peers
 from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
-from unfog.training.watch import held_out_loss, sample_grid
+from unfog.training.report import write_report
+from unfog.training.telemetry import ABOUT, Telemetry
+from unfog.training.trackers import Trackers, check_trackers
+from unfog.training.watch import Watch
 
 FIXED = ("size", "network", "settings", "schedule", "prediction")  # what a recipe shares with the model that it starts from
 
@@ -82,6 +87,7 @@ def run_recipe(request: TrainRequest) -> Path:
 
     Raises UserError before anything is written where the recipe, the data or OUT do not do.
     """
+    check_trackers(request.track)
     recipe, data, model = settle(request)
     if saved_steps(request.out) and not request.resume:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
@@ -120,23 +126,34 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters, {device} "
               f"{str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",
               file=sys.stderr)  # fmt: skip
+        about = {"name": recipe.name, "version": unfog.__version__, "recipe": recipe.model_dump(), "network_parameters": millions,
+                 "device": device, "dtype": str(dtype).removeprefix("torch."), "processes": peers.count,
+                 "pictures": corpus.plain, "recoloured": len(corpus.pictures) - corpus.plain,
+                 "held_out": 0 if held is corpus else held.plain, "captions": len(corpus.captions),
+                 "styles": corpus.styles}  # fmt: skip
+        write_atomic(out / ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    watch = Watch(recipe, corpus, held, denoiser.process, dtype, device)
+    trackers = Trackers(request.track, out, recipe.name, recipe.model_dump())
+    telemetry = Telemetry(out, recipe, peers.leads, peers.batches, trackers)
 
     def report(step: int, ema: PowerEMA) -> None:
         from unfog.modalities.image.show import png_bytes
 
-        averaged = Preconditioned(ema.network, denoiser.process, denoiser.prediction, sigma_min=recipe.sigma_min)
-        losses = held_out_loss(averaged, held, dtype, device)
-        with open(out / "events.jsonl", "a", encoding="utf-8") as events:
-            events.write(json.dumps({"step": step, "held_out": losses}) + "\n")
-        write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
-        save_model(out / "model", recipe, corpus, ema.network, step, losses, peers.batches)
+        began = time.monotonic()
+        values, sheet = watch(ema.network, network)
+        telemetry.report(step, values, sheet)
+        write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sheet))
+        save_model(out / "model", recipe, corpus, ema.network, step, values["held_out"], peers.batches)
+        write_report(out)
+        show.report(step, values, time.monotonic() - began)
 
-    with Shown(recipe, peers.leads) as show:
+    with trackers, telemetry, Shown(recipe, peers.leads, recipe.name, peers.batches) as show:
         ema, step = fit(recipe, Denoising(recipe, corpus, denoiser, network, device), network, out, resume=request.resume,
-                        minutes=request.minutes, dtype=dtype, report=report, show=show, peers=peers)  # fmt: skip
-    # else the loop has just written this very model
-    if peers.leads and (step % recipe.report_steps or not (out / "model").exists()):
-        report(step, ema)
+                        minutes=request.minutes, dtype=dtype, report=report, show=show, peers=peers,
+                        telemetry=telemetry)  # fmt: skip
+        # else the loop has just reported on this very model
+        if peers.leads and (step % recipe.report_steps or not (out / "model").exists()):
+            report(step, ema)
     return out / "model"
 
 
