@@ -117,7 +117,7 @@ def line_plot(title: str, lines: Sequence[Series], y_name: str = "", *, log: boo
         x = f"{across(value):.2f}"
         out.append(f'<line x1="{x}" x2="{x}" y1="{height - BOTTOM}" y2="{height - BOTTOM + 4}" class="axis"/>')
         out.append(f'<text x="{x}" y="{height - BOTTOM + 16}" class="tick x">{label(value)}</text>')
-    out.append(f'<path d="M{LEFT} {top}V{height - BOTTOM}H{WIDTH - RIGHT}" class="axis"/>')
+    out.append(f'<path d="M{LEFT} {top}V{height - BOTTOM}H{WIDTH - RIGHT}" fill="none" class="axis"/>')
     out.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{height - 4}" class="tick x">{escape(x_name)}</text>')
     if y_name:
         out.append(f'<text x="12" y="{(top + height - BOTTOM) / 2}" transform="rotate(-90 12 {(top + height - BOTTOM) / 2})" '
@@ -134,7 +134,8 @@ def line_plot(title: str, lines: Sequence[Series], y_name: str = "", *, log: boo
                 out.append(f'<circle cx="{across(x0):.2f}" cy="{up(y0):.2f}" r="2.5" class="{kind}"/>')
                 continue
             spots = " ".join(f"{across(a):.2f},{up(b):.2f}" for a, b in part)
-            out.append(f'<polyline points="{spots}" class="{_kind(line)}"><title>{escape(line.name)}</title></polyline>')
+            kind, title = _kind(line), escape(line.name)
+            out.append(f'<polyline points="{spots}" fill="none" class="{kind}"><title>{title}</title></polyline>')
     return "\n".join([*out, "</svg>"])
 
 
