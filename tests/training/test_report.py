@@ -130,7 +130,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
         assert any(wanted in title for title in titles), wanted
     text = "".join(root.itertext())
     for wanted in ("step 1,000 of 1,000, finished", "<pics> & more", "500 pictures", "50 held out", "800 MiB", "100.0 items/s",
-                   "10:00 in all, taken up again 1 times, from 2026-01-01 00:00", "± 0.002", "backward 65.7%"):  # fmt: skip
+                   "10:00 in all, taken up again at step 450, from 2026-01-01 00:00", "± 0.002", "backward 65.7%"):  # fmt: skip
         assert wanted in text, wanted
     images = [img.get("src") for img in root.iter("img")]
     pictures = [Image.open(BytesIO(base64.b64decode(src.removeprefix("data:image/png;base64,")))) for src in images]

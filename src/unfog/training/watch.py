@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 NOISE_BINS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # ln(sigma/alpha) at which held-out loss is measured
 COUNT = 64  # pictures whose loss is measured
+SAMPLES = 32  # on a sheet: with the losses, some 9 steps' worth of work for a batch of 64
 KNOWN = 10_000  # training pictures, drawn by a fixed seed where there are more, among which copies are looked for
 UNSEEN = 128  # real pictures that say how near an unseen one comes
 QUANTILE = 0.05  # of them; with as few samples as a sheet holds, 1 % could not be told from 0
@@ -67,8 +68,9 @@ def bin_losses(
 @torch.inference_mode()
 def draw_samples(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype: torch.dtype, device: str,
                  rows: int = 8) -> tuple[NDArray[np.uint8], list[str]]:  # fmt: skip
-    """Pictures (N, S, S, 4) of `rows` captions in every style, and the caption of each."""
+    """Pictures (N, S, S, 4) of at most `rows` captions in every style, about SAMPLES in all, and the caption of each."""
     columns = max(len(corpus.styles), 1)
+    rows = max(2, min(rows, SAMPLES // columns))
     texts = np.repeat(np.random.default_rng(1).permutation(corpus.plain)[:rows], columns)
     label = np.tile(np.arange(columns), len(texts) // columns)
     numbers = corpus.texts[texts, 0]

@@ -102,7 +102,7 @@ def _facts(run: Run) -> list[tuple[str, Any]]:
     timed = [line for line in run.timing if number(line.get("seconds")) is not None]
     if timed:
         facts.append(("time", f"{clock(sum(line['seconds'] for line in timed))} in all"
-                      + (f", taken up again {len(run.restarts)} times" if run.restarts else "") + _when(run)))  # fmt: skip
+                      + (f", taken up again at {_steps(run.restarts)}" if run.restarts else "") + _when(run)))  # fmt: skip
         speeds = [value for line in timed if (value := number(line.get("items_per_s")))]
         waits = [value for line in timed if (value := number(line.get("waiting"))) is not None]
         if speeds and waits:
@@ -139,6 +139,12 @@ def _data(run: Run) -> str:
     if isinstance(styles, list) and styles:
         told.append("styles " + ", ".join(map(str, styles)))
     return "; ".join(told)
+
+
+def _steps(steps: Sequence[int]) -> str:
+    """Step 10, or steps 10, 20, 30 and 4 more."""
+    told = ", ".join(f"{step:,}" for step in steps[:5])
+    return f"step{'s' if len(steps) > 1 else ''} {told}" + (f" and {len(steps) - 5} more" if len(steps) > 5 else "")
 
 
 def _when(run: Run) -> str:
