@@ -131,7 +131,7 @@ class Shown:
         self.remaining.report(seconds)
         self.held = values.get("held_out", {})
         if self.leads and self.live is None:
-            told = {key: values[key] for key in ("copies", "copies_real", "nearest", "nearest_real") if key in values}
+            told = {key: round(values[key], 4) for key in ("copies", "copies_real", "nearest", "nearest_real") if key in values}
             held = {level: round(loss, 5) for level, loss in self.held.items()}
             print(json.dumps({"step": step, "held_out": held, **told}), file=sys.stderr, flush=True)
 

@@ -126,7 +126,8 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters, {device} "
               f"{str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",
               file=sys.stderr)  # fmt: skip
-        about = {"name": recipe.name, "version": unfog.__version__, "recipe": recipe.model_dump(), "network_parameters": millions,
+        about = {"name": recipe.name, "version": unfog.__version__, "recipe": recipe.model_dump(),
+                 "parameters": round(millions * 1e6),
                  "device": device, "dtype": str(dtype).removeprefix("torch."), "processes": peers.count,
                  "pictures": corpus.plain, "recoloured": len(corpus.pictures) - corpus.plain,
                  "held_out": 0 if held is corpus else held.plain, "captions": len(corpus.captions),

@@ -91,8 +91,8 @@ def _facts(run: Run) -> list[tuple[str, Any]]:
     facts: list[tuple[str, Any]] = []
     if recipe:
         facts.append(("data", _data(run)))
-        millions = number(about.get("network_parameters"))
-        facts.append(("network", f"{recipe.get('network')}" + (f", {millions:.1f}M parameters" if millions else "")
+        parameters = number(about.get("parameters"))
+        facts.append(("network", f"{recipe.get('network')}" + (f", {parameters / 1e6:.1f}M parameters" if parameters else "")
                       + f", {recipe.get('size')} pixels a side"))  # fmt: skip
         facts.append(("training", f"batch {recipe.get('batch')}, lr {recipe.get('lr')}, predicts {recipe.get('prediction')}, "
                       f"dropout {recipe.get('dropout')}, average {recipe.get('ema')}, seed {recipe.get('seed')}"))  # fmt: skip
