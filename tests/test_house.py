@@ -14,7 +14,7 @@ SOURCE = Path(unfog.__file__).parent
 LEVELS = [["cli"], ["training", "evaluation"], ["model"], ["adapters"], ["modalities"], ["networks", "diffusion"],
           ["precision", "data"], ["requests", "files", "checks"], ["errors"]]  # fmt: skip
 LEVEL = {part: i for i, level in enumerate(LEVELS) for part in level}
-SIDEWAYS = {("evaluation", "model"), ("training", "model"), ("data", "errors"), ("files", "errors")}
+SIDEWAYS = {("training", "evaluation")}  # a report on a run looks for copies by the same rule as the evaluation of a model
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
@@ -47,7 +47,7 @@ def test_imports_point_inwards(path):
         if name.startswith("unfog."):
             other = name.split(".")[1]
             if other in LEVEL and other != part:
-                assert LEVEL[other] > LEVEL[part], f"{part} imports {other}"
+                assert LEVEL[other] > LEVEL[part] or (part, other) in SIDEWAYS, f"{part} imports {other}"
 
 
 def test_every_part_has_a_level():

@@ -206,6 +206,7 @@ class TrainRequest(Request):
     word: str | None = Field(None, pattern=f"^{WORD}$",
                              description="small letters, digits and hyphens in angle brackets, such as <my-cat>")  # fmt: skip
     word_vectors: Whole | None = Field(None, ge=1, le=16, description="a whole number from 1 to 16, or leave it out for 2")
+    track: list[Name] = Field(default_factory=list, description="names of trackers: tensorboard, trackio, wandb")
 
 
 class AverageRequest(Request):
@@ -227,6 +228,13 @@ class EstimateRequest(Request):
         None, ge=1, le=100_000_000, description="a whole number from 1, or leave it out for the recipe's own"
     )
     start: Name | None = Field(None, description="a shipped model's name or a model folder to begin with, or leave it out")
+
+
+class ReportRequest(Request):
+    """Draw the curves of a run, finished or still going, as one HTML file."""
+
+    run: Path = Field(description="the folder that a run writes, its --out")
+    out: Path | None = Field(None, description="the .html file to write, or leave it out for report.html in the run's folder")
 
 
 class EvaluateRequest(Request):

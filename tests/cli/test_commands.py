@@ -48,7 +48,7 @@ def test_unknown_words_are_one_line(words, unfog_command):
 def test_help_and_version(unfog_command):
     code, out, err = unfog_command("--help")
     assert (code, err) == (0, [])
-    assert all(any(f" {name} " in line for line in out) for name in ("generate", "train", "evaluate", "models"))
+    assert all(any(f" {name} " in line for line in out) for name in ("generate", "train", "report", "evaluate", "models"))
     assert unfog_command("--version") == (0, ["1.2.3"], [])
     assert unfog_command()[0] == 0
 
@@ -109,6 +109,29 @@ def test_train(unfog_command, calls):
         code, out, err = unfog_command("train", *bad)
         assert (code, out, len(err)) == (2, [], 1)
     assert len(calls) == 1 and not Path("none").exists()
+    assert unfog_command("train", "data", "--track", "tensorboard,wandb", "--track", "trackio")[0] == 0
+    assert calls[1].track == ["tensorboard", "wandb", "trackio"] and calls[0].track == []
+
+
+def test_report(unfog_command, monkeypatch):
+    Path("run").mkdir()
+    Path("run/events.jsonl").write_text('{"step": 10, "loss": 0.5, "grad": 1.0, "lr": 0.1}\n')
+    seen = []
+    monkeypatch.setattr("webbrowser.open", seen.append)
+    assert unfog_command("report", "run") == (0, ["run/report.html"], [])
+    assert unfog_command("report", "run", "--out", "page.html", "--open") == (0, ["page.html"], [])
+    assert seen == [Path("page.html").resolve().as_uri()]
+    assert Path("page.html").read_bytes() == Path("run/report.html").read_bytes()
+    for bad in (["none"], ["."], ["run", "--out", "run"], []):
+        code, out, err = unfog_command("report", *bad)
+        assert (code, out, len(err)) == (2, [], 1)
+
+
+def test_report_loads_no_torch(tmp_path):
+    (tmp_path / "events.jsonl").write_text('{"step": 10, "loss": 0.5, "grad": 1.0, "lr": 0.1}\n')
+    code = f"import sys; from unfog.cli import main; code = main(['report', {str(tmp_path)!r}]); "
+    done = python("-c", code + "print(code, 'torch' in sys.modules, file=sys.stderr)")
+    assert done.stderr == "0 False\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])

@@ -209,8 +209,12 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, tiny_recipe, tiny_corpus, mon
     before = states(tmp_path)
     recipe = tiny_recipe(steps=3, snapshots=snapshots)
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    replace = os.replace
+
+    def full(source, target):
+        if "checkpoints" in str(target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(UserError, match=said):

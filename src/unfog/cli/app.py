@@ -13,6 +13,7 @@ from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
 from unfog.cli.generate import generate
 from unfog.cli.models import models
+from unfog.cli.report import report
 from unfog.cli.train import train
 from unfog.cli.verify import verify
 from unfog.errors import UserError
@@ -34,6 +35,7 @@ Try:
   unfog generate "a red apple" --style noto --seed 7
   unfog generate --like out/a-red-apple-noto-7.png
   unfog train my-pictures/ --out my-model --minutes 30
+  unfog report my-model --open
   unfog verify my-model
   unfog evaluate my-model --against my-pictures/
 """,
@@ -45,7 +47,7 @@ Try:
     result_action="return_value",
 )
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
-for command in (generate, estimate, train, average, evaluate, fit, verify, models):
+for command in (generate, estimate, train, report, average, evaluate, fit, verify, models):
     app.command(command)
 
 

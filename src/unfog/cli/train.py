@@ -32,6 +32,7 @@ def train(
     prior_count: Whole | None = None,
     word: str | None = None,
     word_vectors: Whole | None = None,
+    track: list[str] | None = None,
 ) -> None:
     """Train a model by a recipe file, or on a folder or .zip of your own pictures.
 
@@ -93,11 +94,16 @@ def train(
         Learn a word for what all pictures show, such as "<my-cat>": the network stays, OUT/adapter gets the word.
     word_vectors
         Tokens that the word takes, 1 to 16; without it, 2.
+    track
+        Also send figures and samples to tensorboard, trackio or wandb (several: more than once, or with commas).
+        Whether or not, the folder --out holds report.html.
     """
     given = {key: value for key, value in locals().items() if value is not None}  # options are named as the request's fields
     from unfog.errors import UserError
     from unfog.requests import TrainRequest, check
 
+    if track is not None:
+        given["track"] = [name.strip() for words in track for name in words.split(",") if name.strip()]
     request = check(TrainRequest, given)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a recipe file, or a folder or .zip of pictures")

@@ -70,12 +70,14 @@ class Checkpoints:
         self.network, self.optimiser, self.peers = network, optimiser, peers or Peers()
         others = {f"ema-{average.sigma_rel:g}": average.network for average in averages[1:]}
         self.modules = {"network": network, "ema": averages[0].network, **others} | ({"extra": extra} if extra else {})
+        self.sums: dict[str, float] = {}  # of the checkpoint that was loaded
 
     def _part(self, step: int, rank: int) -> Path:
         return self.folder / (f"{step:07d}.safetensors" if rank == 0 else f"{step:07d}.{rank}.safetensors")
 
-    def save(self, step: int) -> None:
-        """Every process calls it after the same step. Raises UserError where the disk does not take it; the last one stays."""
+    def save(self, step: int, sums: Mapping[str, float] | None = None) -> None:
+        """Every process calls it after the same step; `sums` is what telemetry goes on with from there. Raises UserError where
+        the disk does not take it; the last one stays."""
         try:
             with self.peers.together():
                 state = self._state()
@@ -86,7 +88,7 @@ class Checkpoints:
             if self.peers.leads:
                 parts = [self._part(step, rank) for rank in range(1 if self.peers.alike else self.peers.count)]
                 digests = {part.name: sha256(part.read_bytes()) for part in parts}
-                text = json.dumps({"step": step, "sha256": digests}, indent=1) + "\n"
+                text = json.dumps({"step": step, "sha256": digests, "sums": dict(sums or {})}, indent=1) + "\n"
                 write_atomic(self.folder / f"{step:07d}.json", text.encode())
                 self._forget()
         except OSError as error:
@@ -135,7 +137,8 @@ class Checkpoints:
         return 0
 
     def _read(self, step: int) -> dict[str, Tensor]:
-        digests = json.loads((self.folder / f"{step:07d}.json").read_bytes())["sha256"]
+        about = json.loads((self.folder / f"{step:07d}.json").read_bytes())
+        digests, self.sums = about["sha256"], about.get("sums", {})
         parts = {name: (self.folder / name).read_bytes() for name in digests}  # all: processes must agree on the step
         for name, data in parts.items():
             if sha256(data) != digests[name]:
@@ -166,16 +169,20 @@ class Checkpoints:
                 self.optimiser.state[p][name] = state_of_p
 
 
-def cut_events(path: Path, step: int) -> None:
-    """Drop what a lost part of the run wrote: lines of later steps, and a last line that was not finished."""
+def cut_events(path: Path, step: int, done: bool = False) -> None:
+    """Drop what a lost part of the run wrote: lines of later steps, and a last line that was not finished.
+
+    Lines that only an end wrote ("end") stay where the run is `done`; else a run without that end would not have them.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            if json.loads(line)["step"] <= step:
+            read = json.loads(line)
+            if read["step"] <= step and (done or not read.get("end")):
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     data = b"".join(line + b"\n" for line in kept)
     if data != path.read_bytes():

@@ -44,11 +44,11 @@ from unfog.training.machine import Peak, crowded, memory, resident, since_start
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.presets import CHOSEN, EPOCHS, LEAST_STEPS, PRESETS
 from unfog.training.recipe import Recipe
-from unfog.training.watch import NOISE_BINS, held_out_loss, sample_grid
+from unfog.training.watch import COUNT, NOISE_BINS, draw_samples, held_out_loss, rows_shown, sheet
 
 SAMPLE, CAPTIONS = 128, 96  # pictures read and captions encoded to learn how fast that goes
 STEPS, LONGEST = (3, 12), 6.0  # steps measured, fewest and most, and seconds after which no further one begins
-ROWS, HELD, GRID = 8, 64, 24  # of a report: rows of its grid, held-out pictures, evaluations of a picture in the grid
+LOSSES = 3  # sets of them in a report: held-out pictures by the average and by the weights themselves, training pictures
 SHARE = {"tiny": 0.12}  # of the time for reports; else SHARE_ELSE
 SHARE_ELSE = 0.05
 FIRST = 50.0  # seconds in which tiny shows its first grid, where the data allow it
@@ -210,17 +210,16 @@ def _report(denoiser: Preconditioned, data: Data, recipe: Recipe, dtype: torch.d
     """Seconds of a whole report and bytes of its picture, from as much of one as a few seconds allow."""
     from unfog.modalities.image.show import png_bytes
 
-    corpus, held = data.corpus, min(HELD, data.pictures)
+    corpus, held = data.corpus, min(COUNT, data.pictures)
     held_out_loss(denoiser, corpus, dtype, device, count=2)
     start = time.perf_counter()
     held_out_loss(denoiser, corpus, dtype, device, count=16)
     one = (time.perf_counter() - start) / (len(NOISE_BINS) * min(16, corpus.plain))  # seconds of one evaluation of one picture
-    columns = max(len(corpus.styles), 1)
-    rows = max(1, min(ROWS, round(3.0 / (one * columns * GRID))))
     start = time.perf_counter()
-    sheet = png_bytes(sample_grid(denoiser, corpus, recipe, dtype, device, rows=rows))
-    shown = min(ROWS, data.pictures) / min(rows, corpus.plain)
-    return (time.perf_counter() - start) * shown + one * len(NOISE_BINS) * held, round(len(sheet) * shown)
+    drawn = draw_samples(denoiser, corpus, recipe, dtype, device, rows=2)
+    page = png_bytes(sheet(*drawn, len(corpus.styles)))
+    shown = rows_shown(len(corpus.styles), data.pictures) / min(2, corpus.plain)
+    return (time.perf_counter() - start) * shown + one * len(NOISE_BINS) * held * LOSSES, round(len(page) * shown)
 
 
 def reckon(recipe: Recipe, data: Data, speed: Speed, *, start: float, preset: str | None = None,

@@ -6,28 +6,27 @@ diffusion; a task draws everything from (seed, number), so a run that was cut an
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from unfog.errors import UserError
 from unfog.training import averages as kept
-from unfog.training.checkpoint import Checkpoints, cut_events
+from unfog.training.checkpoint import Checkpoints
 from unfog.training.ema import WIDTHS, PowerEMA
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.parallel import clipped, leaders
 from unfog.training.peers import Peers
 from unfog.training.recipe import LoopSettings
 from unfog.training.spikes import Spikes
+from unfog.training.telemetry import Telemetry, unmeasured
 
 Batch = dict[str, Any]  # tensors whose first axis is the items, and dictionaries of such
 EMA_EVERY = 4  # steps; each would cost a pass over all weights
@@ -75,12 +74,13 @@ def train_step(
     peers: Peers | None = None,
     extra: nn.Module | None = None,
     limit: float = math.inf,
+    lap: Callable[[str], object] = unmeasured,
 ) -> tuple[float, float]:
     """One step: loss, backward, clip, descend, average. -> mean loss, gradient norm before clipping.
 
     batch: this process's share of `whole` items (None: all of them). accumulate: parts that it is worked through in, one after
     the other; the gradient is that of the whole. limit: a gradient whose norm is above it (or no number) leaves everything as
-    it was.
+    it was. lap: told the name of each part of the step as it ends.
     """
     optimiser.zero_grad(set_to_none=True)
     items, first_weight = length(batch), next(network.parameters())
@@ -88,7 +88,9 @@ def train_step(
     for first in range(min(accumulate, items)):  # every n-th item: n processes with one part each cut the batch alike
         with torch.autocast(first_weight.device.type, dtype, enabled=dtype != torch.float32):
             loss = loss_fn(part(batch, slice(first, None, accumulate))).sum() / (whole or items)
+        lap("forward")
         loss.backward()
+        lap("backward")
         total += loss.detach()
     parameters = [p for p in (*network.parameters(), *(extra.parameters() if extra else ())) if p.requires_grad]
     if peers is not None:
@@ -116,18 +118,6 @@ def lr_at(settings: LoopSettings, step: int) -> float:
     return settings.lr * min(rise, (settings.steps - step) / falling if falling else 1.0)
 
 
-def _finite(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return value if math.isfinite(value) else None
-
-
-def written(file: IO[str]) -> None:
-    """Until the disk has it."""
-    file.flush()
-    if file.name != os.devnull:
-        os.fsync(file.fileno())
-
-
 def fit(
     settings: LoopSettings,
     task: Task,
@@ -141,6 +131,7 @@ def fit(
     show: Callable[[int, dict[str, Any]], None],
     peers: Peers | None = None,
     plan: Callable[[int], LoopSettings] | None = None,
+    telemetry: Telemetry | None = None,
 ) -> tuple[PowerEMA, int]:
     """Train until `settings.steps`, `minutes`, or an interrupt; always ends with a checkpoint. -> the average, the step.
 
@@ -149,20 +140,21 @@ def fit(
     OUT/events.jsonl gets loss, gradient norm and learning rate every ten steps: the same bytes however the run was cut.
     """
     peers = peers or Peers()
+    telemetry = telemetry or Telemetry(out, settings, peers.leads, peers.batches)
     averages = averages_of(settings, network)
     optimiser, ema, spikes = MuonAdamW(network, settings.lr, extra=task.extra), averages[0], Spikes()
     checkpoints = Checkpoints(out, network, averages, optimiser, peers, {"spikes": spikes.state}, task.extra)
     between = max(1, settings.steps // settings.snapshots) if settings.snapshots else 0
     step = checkpoints.load() if resume else 0
-    if peers.leads:
-        cut_events(out / "events.jsonl", step)
+    telemetry.begin(step, checkpoints.sums)
+    lap = telemetry.lap if next(network.parameters()).device.type == "cpu" else unmeasured  # elsewhere the clock runs ahead
     stop: list[int] = []
     signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     previous = {s: signal.signal(s, lambda number, _frame: stop.append(number)) for s in signals}
     began = saved = time.monotonic()
     network.train()
     try:
-        with open(out / "events.jsonl" if peers.leads else os.devnull, "a", encoding="utf-8") as events:
+        with telemetry:
             while True:
                 settings = plan(step) if plan is not None else settings
                 now = time.monotonic()
@@ -172,41 +164,46 @@ def fit(
                 if done or step >= settings.steps:
                     break
                 if save:
-                    written(events)
-                    checkpoints.save(step)
+                    telemetry.settle()
+                    checkpoints.save(step, telemetry.sums)
+                    telemetry.lap("checkpoint")
                     saved = now
                 start, (index, rows) = time.monotonic(), peers.place(step)
                 torch.manual_seed((settings.seed + 1) * 999_983 + index)  # for dropout: a resumed run must drop the same
+                telemetry.lap("rest")
                 batch = task.batch(index, rows)
+                waited = telemetry.lap("data")
                 lr = lr_at(settings, step)
                 with peers.together():
                     loss, norm = train_step(
                         network, task.loss, optimiser, averages, batch, lr=lr, clip=settings.clip, step=step, dtype=dtype,
                         accumulate=peers.parts(settings.accumulate), whole=settings.batch, peers=peers, extra=task.extra,
-                        limit=spikes.limit,
+                        limit=spikes.limit, lap=lap,
                     )  # fmt: skip
-                if spikes.saw(norm) and spikes.broken:
+                telemetry.lap("step" if lap is unmeasured else "optimiser")
+                skipped = spikes.saw(norm)
+                if spikes.broken:
                     if peers.alike:
-                        checkpoints.save(step)  # the broken batches have not reached the weights
+                        checkpoints.save(step, telemetry.sums)  # the broken batches have not reached the weights
                     named = ", ".join(task.names(index)[:4])
                     raise UserError(
                         f"step {step}: five batches in a row gave no usable gradient (the last one's norm is {norm:.3g}), "
                         f"the last with {named}; look at these, or lower lr (now {lr:g})"
                     )
                 step += 1
-                event = {"step": step, "loss": _finite(loss), "grad": _finite(norm), "lr": lr, "skipped": spikes.skipped}
-                show(step, {**event, "seconds": time.monotonic() - start})
-                if step % 10 == 0 or step == settings.steps:
-                    events.write(json.dumps(event) + "\n")
-                    events.flush()
+                event = {"step": step, "loss": loss, "grad": norm, "lr": lr, "skipped": skipped}
+                show(step, {**event, "seconds": time.monotonic() - start, "waited": waited})
+                telemetry.step(event)
                 if between and step % between == 0:
                     whole = [leaders(average, peers) for average in averages if average.sigma_rel in WIDTHS]
                     if peers.leads:
                         kept.keep(out, step, [average for average in whole if average])
                 if step % settings.report_steps == 0 and (averaged := leaders(ema, peers)):
+                    telemetry.lap("rest")
                     report(step, averaged)
+                    telemetry.lap("report")
                     network.train()
-            written(events)
+            telemetry.settle()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

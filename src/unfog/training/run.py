@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import unfog
 import unfog.data
 from unfog.diffusion import Gaussian, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
@@ -28,13 +30,16 @@ from unfog.training.ema import PowerEMA
 from unfog.training.feed import Feed
 from unfog.training.gate import Scene, guard
 from unfog.training.loop import fit
-from unfog.training.parallel import parallelise
+from unfog.training.parallel import parallelise, sharded
 from unfog.training.peers import Peers
 from unfog.training.presets import DEFAULT, preset
 from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
+from unfog.training.report import write_report
+from unfog.training.telemetry import ABOUT, Telemetry
+from unfog.training.trackers import Trackers, check_trackers
 from unfog.training.tuning import named, prepare, settled, tuned, with_prior
-from unfog.training.watch import held_out_loss, sample_grid
+from unfog.training.watch import Watch
 
 # what a recipe shares with the model that it starts from
 FIXED = ("size", "network", "settings", "schedule", "prediction", "augment")
@@ -110,6 +115,7 @@ def run_recipe(request: TrainRequest) -> Path:
 
     Raises UserError before anything is written where the recipe, the data or OUT do not do.
     """
+    check_trackers(request.track)
     if request.resume and (request.source / CONFIGURATION).is_file():  # a run's own folder says all
         request = request.model_copy(update={"source": request.source / CONFIGURATION, "out": request.source})
     recipe, data, model = settle(request)
@@ -161,29 +167,41 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters{way}, "
               f"{device} {str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",
               file=sys.stderr)  # fmt: skip
+        about = {"name": recipe.name, "version": unfog.__version__, "recipe": recipe.model_dump(),
+                 "parameters": round(millions * 1e6),
+                 "device": device, "dtype": str(dtype).removeprefix("torch."), "processes": peers.count,
+                 "pictures": corpus.plain, "recoloured": len(corpus.pictures) - corpus.plain,
+                 "held_out": 0 if held is corpus else held.plain, "captions": len(corpus.captions),
+                 "styles": corpus.styles}  # fmt: skip
+        write_atomic(out / ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    watch = Watch(recipe, corpus, held, denoiser.process, dtype, device)
+    trackers = Trackers(request.track, out, recipe.name, recipe.model_dump())
+    telemetry = Telemetry(out, recipe, peers.leads, peers.batches, trackers)
 
     def report(step: int, ema: PowerEMA) -> None:
         from unfog.modalities.image.show import png_bytes
 
+        began = time.monotonic()
         whole = tuning.whole(ema.network)
-        averaged = Preconditioned(whole, denoiser.process, denoiser.prediction, sigma_min=recipe.sigma_min)
-        losses = held_out_loss(averaged, held, dtype, device)
-        with open(out / "events.jsonl", "a", encoding="utf-8") as events:
-            events.write(json.dumps({"step": step, "held_out": losses}) + "\n")
-        write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sample_grid(averaged, held, recipe, dtype, device)))
+        # of a sharded network the others would have to lend their parts
+        raw = None if recipe.word or sharded(network) else tuning.whole(tuning.learned)
+        values, sheet = watch(whole, raw)
+        telemetry.report(step, values, sheet)
+        write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sheet))
         if tuning.model:
-            save_model(out / "model", recipe, corpus, whole, step, losses, peers.batches)
-        tuning.keep(out, ema.network, step, losses)
+            save_model(out / "model", recipe, corpus, whole, step, values["held_out"], peers.batches)
+        tuning.keep(out, ema.network, step, values["held_out"])
+        write_report(out)
+        show.report(step, values, time.monotonic() - began)
 
-    feed = Feed(tuning.task, recipe.workers, peers.batches)
+    feed, made = Feed(tuning.task, recipe.workers, peers.batches), out / ("model" if tuning.model else "adapter")
     # a sharded network meets in its own passes, too
-    with Shown(recipe, peers.leads) as show, feed, peers.together():
+    with trackers, telemetry, Shown(recipe, peers.leads, recipe.name, peers.batches) as show, feed, peers.together():
         ema, step = fit(recipe, feed, tuning.learned, out, resume=request.resume, minutes=request.minutes, dtype=dtype,
-                        report=report, show=show, peers=peers, plan=budget)  # fmt: skip
-    # else the loop has just written this very model
-    made = out / ("model" if tuning.model else "adapter")
-    if peers.leads and (step % recipe.report_steps or not made.exists()):
-        report(step, ema)
+                        report=report, show=show, peers=peers, plan=budget, telemetry=telemetry)  # fmt: skip
+        # else the loop has just reported on this very model
+        if peers.leads and (step % recipe.report_steps or not made.exists()):
+            report(step, ema)
     return made
 
 

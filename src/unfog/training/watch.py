@@ -1,25 +1,57 @@
-"""How a run is watched: held-out loss at fixed noise in each noise bin, and grids of samples."""
+"""How a run is watched: losses at fixed noise in each noise bin, samples and whether they are copies, how far the average is.
+
+Everything here is drawn once from fixed seeds, so that the figures of two reports differ by the weights alone:
+
+    held_out, held_out_se   mean loss of the average over held-out pictures, and its standard error over the pictures
+    train                   the same over as many training pictures: the gap to held_out is what does not generalise
+    raw                     held-out loss of the weights themselves; raw − held_out is what averaging gains
+    ema_distance            |w̄ − w| / |w|
+    copies, copies_real     share of samples nearer to a training picture than all but 5 % of real unseen ones are
+    nearest, nearest_real   median distance to the nearest training picture (RMS of premultiplied RGBA at 32×32)
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from unfog.diffusion import Noise, make_grid, make_plan, sample
-from unfog.diffusion.denoisers import Preconditioned
+from unfog.diffusion.denoisers import Preconditioned, Process
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.losses import denoising_loss
+from unfog.evaluation.copies import SIDE, lower_quantile, nearest, thumbnails
 from unfog.training.corpus import Corpus
 from unfog.training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 NOISE_BINS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # ln(sigma/alpha) at which held-out loss is measured
+COUNT = 64  # pictures whose loss is measured
+SAMPLES = 32  # on a sheet: with the losses, some 9 steps' worth of work for a batch of 64
+KNOWN = 10_000  # training pictures, drawn by a fixed seed where there are more, among which copies are looked for
+UNSEEN = 128  # real pictures that say how near an unseen one comes
+QUANTILE = 0.05  # of them; with as few samples as a sheet holds, 1 % could not be told from 0
+BLOCK = 2_048  # training pictures at once: 32 MB
+
+
+def held_out_loss(
+    denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, device: str, count: int = COUNT
+) -> dict[str, float]:
+    """Mean loss at fixed noise of the first `count` held-out pictures, in each noise bin."""
+    return {level: float(losses.mean()) for level, losses in bin_losses(denoiser, corpus, dtype, device, count).items()}
 
 
 @torch.inference_mode()
-def held_out_loss(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, device: str, count: int = 64) -> dict[str, float]:
-    """Mean loss at fixed noise of the first `count` held-out pictures, in each noise bin."""
+def bin_losses(
+    denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, device: str, count: int = COUNT
+) -> dict[str, NDArray[np.float64]]:
+    """The loss of each of `count` plain pictures, drawn by a fixed seed as their noise is, in each noise bin."""
     rng = np.random.default_rng(0)
     chosen = rng.permutation(corpus.plain)[:count]
     x0 = corpus.codec.encode(corpus.pictures[torch.from_numpy(chosen).to(device)])
@@ -29,16 +61,21 @@ def held_out_loss(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, 
     for level in NOISE_BINS:
         t = torch.full((len(x0),), float(denoiser.process.schedule.time(-2 * level)), device=device)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            losses[f"{level:g}"] = float(denoising_loss(denoiser, x0, cond, t, eps).mean())
+            losses[f"{level:g}"] = denoising_loss(denoiser, x0, cond, t, eps).double().cpu().numpy()
     return losses
 
 
-@torch.inference_mode()
-def sample_grid(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype: torch.dtype, device: str, rows: int = 8) -> Any:
-    """A contact sheet of `rows` captions in every style."""
-    from unfog.modalities.image.show import contact_sheet
+def rows_shown(styles: int, pictures: int, rows: int = 8) -> int:
+    """Captions on a sheet, each in every style."""
+    return min(max(2, min(rows, SAMPLES // max(styles, 1))), pictures)
 
+
+@torch.inference_mode()
+def draw_samples(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype: torch.dtype, device: str,
+                 rows: int = 8) -> tuple[NDArray[np.uint8], list[str]]:  # fmt: skip
+    """Pictures (N, S, S, 4) of at most `rows` captions in every style, about SAMPLES in all, and the caption of each."""
     columns = max(len(corpus.styles), 1)
+    rows = rows_shown(len(corpus.styles), corpus.plain, rows)
     texts = np.repeat(np.random.default_rng(1).permutation(corpus.plain)[:rows], columns)
     label = np.tile(np.arange(columns), len(texts) // columns)  # a folder may have fewer pictures than rows
     numbers = corpus.texts[texts, 0]
@@ -51,7 +88,108 @@ def sample_grid(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype:
     x = denoiser.process.prior(noise.normal((4, recipe.size, recipe.size), 0), plan.start).to(device)
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         x0 = sample(plan, lambda x, t: guided(x, t, cond), x, noise)
-    labels = [f"{corpus.captions[n]}" for n in numbers]
+    return corpus.codec.decode(x0), [f"{corpus.captions[n]}" for n in numbers]
+
+
+def sheet(pictures: NDArray[np.uint8], labels: list[str], styles: int) -> Image:
+    """Samples as `draw_samples` gives them on one contact sheet."""
     from PIL import Image
 
-    return contact_sheet([Image.fromarray(p) for p in corpus.codec.decode(x0)], labels, columns=columns * 2)
+    from unfog.modalities.image.show import contact_sheet
+
+    return contact_sheet([Image.fromarray(p) for p in pictures], labels, columns=max(styles, 1) * 2)
+
+
+def small(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Thumbnails (N, 32, 32, 4) for the copy detector of pictures of any size."""
+    if pictures.shape[1] % SIDE or pictures.shape[2] % SIDE:
+        from PIL import Image
+
+        # Pillow resizes RGBA through premultiplied alpha
+        pictures = np.stack([np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BOX)) for p in pictures])
+    return thumbnails(pictures)
+
+
+def _unit(thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.divide(thumbnail, 255, dtype=np.float32)
+
+
+class CopyCheck:
+    """Are samples nearer to training pictures than real unseen pictures are?
+
+    The unseen ones are held-out pictures; where a data set has none, training pictures held against all others.
+    """
+
+    def __init__(self, corpus: Corpus, held: Corpus) -> None:
+        self.chosen = np.random.default_rng(3).permutation(corpus.plain)[:KNOWN]
+        parts = [corpus.pictures[torch.from_numpy(self.chosen[i : i + BLOCK]).to(corpus.pictures.device)].cpu().numpy()
+                 for i in range(0, len(self.chosen), BLOCK)]  # fmt: skip
+        self.known = [np.rint(small(part) * 255).astype(np.uint8) for part in parts]  # a quarter of the memory
+        if held is corpus:
+            rows = self.chosen[:UNSEEN]
+            real = self._nearest(_unit(np.concatenate(self.known)[:UNSEEN]), rows)
+        else:
+            rows = np.random.default_rng(3).permutation(held.plain)[:UNSEEN]
+            real = self._nearest(small(held.pictures[torch.from_numpy(rows).to(held.pictures.device)].cpu().numpy()))
+        self.threshold = lower_quantile(real, QUANTILE)
+        self.baseline = {"copies_real": float((real < self.threshold).mean()), "nearest_real": float(np.median(real))}
+
+    def _nearest(self, pictures: NDArray[np.float32], own: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """The distance of each thumbnail to the nearest training picture but its own."""
+        best = np.full(len(pictures), np.inf, np.float32)
+        for i, block in enumerate(self.known):
+            train = _unit(block)
+            theirs = None if own is None else self.chosen[i * BLOCK : (i + 1) * BLOCK].tolist()
+            ours = None if own is None else own.tolist()
+            best = np.minimum(best, nearest(pictures, train, ours, theirs)[0])
+        return best
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> dict[str, float]:
+        """copies, nearest, their baselines, and the number of samples (N, S, S, 4) they are taken over."""
+        distance = self._nearest(small(pictures))
+        return {"samples": len(pictures), "copies": float((distance < self.threshold).mean()),
+                "nearest": float(np.median(distance)), **self.baseline}  # fmt: skip
+
+
+@torch.no_grad()
+def distance(average: nn.Module, raw: nn.Module) -> float:
+    """|w̄ − w| / |w| over all parameters."""
+    pairs = list(zip(average.parameters(), raw.parameters(), strict=True))
+    apart = sum(float((a.double() - w.double()).square().sum()) for a, w in pairs)
+    return (apart / max(sum(float(w.double().square().sum()) for _, w in pairs), 1e-300)) ** 0.5
+
+
+@dataclass
+class Watch:
+    """All that a report measures of a run on `corpus`; `held` is the same object where nothing is held out."""
+
+    recipe: Recipe
+    corpus: Corpus
+    held: Corpus
+    process: Process
+    dtype: torch.dtype
+    device: str
+    copies: CopyCheck | None = None
+
+    def __call__(self, average: nn.Module, raw: nn.Module | None) -> tuple[dict[str, Any], Image]:
+        """The figures of this module's head, and a sheet of samples. Leaves both networks in evaluation mode.
+
+        raw: None where the weights themselves are not at hand (sharded ones, learned words); then without what needs them.
+        """
+        averaged = self._denoiser(average)
+        held = bin_losses(averaged, self.held, self.dtype, self.device)
+        values: dict[str, Any] = {"held_out": {level: float(losses.mean()) for level, losses in held.items()}}
+        values["held_out_se"] = {level: float(losses.std() / max(len(losses) - 1, 1) ** 0.5) for level, losses in held.items()}
+        if self.held is not self.corpus:
+            values["train"] = held_out_loss(averaged, self.corpus, self.dtype, self.device)
+        if raw is not None:
+            values["raw"] = held_out_loss(self._denoiser(raw), self.held, self.dtype, self.device)
+            values["ema_distance"] = distance(average, raw)
+        pictures, labels = draw_samples(averaged, self.held, self.recipe, self.dtype, self.device)
+        if self.copies is None and self.corpus.plain > 1:
+            self.copies = CopyCheck(self.corpus, self.held)
+        values |= self.copies(pictures) if self.copies else {}
+        return values, sheet(pictures, labels, len(self.held.styles))
+
+    def _denoiser(self, network: nn.Module) -> Preconditioned:
+        return Preconditioned(network.eval(), self.process, self.recipe.prediction, sigma_min=self.recipe.sigma_min)
