@@ -77,6 +77,11 @@ class GenerateRequest(Request):
         description="a whole number from 0 with seed + n - 1 at most 2**63 - 1, or leave it out to draw one",
     )
     sampler: Name | None = Field(None, description="a sampler's name, or leave it out for the model's default")
+    aspect: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d{0,3}:[1-9]\d{0,3}$",
+        description="width:height such as 3:2, of a model that knows it, or leave it out for its usual shape",
+    )
     negative: str | None = Field(
         None, max_length=LONGEST_PROMPT, description=f"what to avoid, in at most {LONGEST_PROMPT:,} characters"
     )
@@ -197,7 +202,7 @@ class Result:
     """One finished picture: straight-alpha RGBA, where it stands in the request, and all that remakes it.
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
-    and plan (its sha256) where the sampler is a plan learned for this model.
+    plan (its sha256) where the sampler is a plan learned for this model, and aspect where one was asked for.
     """
 
     image: Image
@@ -270,4 +275,5 @@ def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:
         if recipe[key] is None:
             raise UserError(f"recipe: {key} is not set; give a picture that unfog made")
     fields = {key: recipe[key] for key in ("negative", "style", "seed", "sampler", "steps", "scale")}
+    fields |= {"aspect": recipe["aspect"]} if "aspect" in recipe else {}
     return check(GenerateRequest, {"prompts": [recipe["prompt"]], "strict": recipe.get("strict", False), **fields})

@@ -44,6 +44,9 @@ class Recipe(LoopSettings):
     data: str = Field("emoji-64", description="a shipped data set, a folder or a .zip")
     start: str | None = Field(None, description="a shipped model or a model folder whose weights to begin with")
     size: int = Field(64, ge=8, le=1024, description="pixels a side")
+    buckets: bool = Field(False, description="true for pictures of several shapes with about size x size pixels, 1:2 to 2:1")
+    picture_memory: float | None = Field(None, ge=0, exclude=True, description="GiB of memory that pictures may take before they "
+                                         "go to a file in the run's folder; None: a quarter of what is free")  # fmt: skip
     network: Literal["unet", "dit"] = "unet"
     settings: dict[str, Any] = Field(default_factory=dict, description="the network's own settings")
     dropout: float = Field(0.05, ge=0, lt=1)

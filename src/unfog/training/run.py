@@ -21,6 +21,7 @@ from unfog.networks import NETWORKS
 from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
 from unfog.requests import TrainRequest
+from unfog.training import began
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.denoising import Denoising
@@ -28,8 +29,10 @@ from unfog.training.ema import PowerEMA
 from unfog.training.feed import Feed
 from unfog.training.loop import fit
 from unfog.training.peers import Peers
+from unfog.training.pictures import kept_set
 from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
+from unfog.training.states import text_states
 from unfog.training.watch import held_out_loss, sample_grid
 
 FIXED = ("size", "network", "settings", "schedule", "prediction")  # what a recipe shares with the model that it starts from
@@ -58,7 +61,19 @@ def settle(request: TrainRequest) -> tuple[Recipe, PictureSet, Model | None]:
             theirs = _recipe_of(model)
             recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2})
     changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
-    return recipe.model_copy(update=changed), PictureSet.open(data), model
+    return recipe.model_copy(update=changed), _opened(data, request), model
+
+
+def _opened(path: Path, request: TrainRequest) -> PictureSet:
+    """The data; or, where they are gone and the run that goes on has kept its pictures, those."""
+    try:
+        return PictureSet.open(path)
+    except UserError as error:
+        kept = kept_set(path, request.out) if request.resume else None
+        if kept is None:
+            raise
+        print(f"unfog: {error}; going on with the {len(kept)} pictures kept in {request.out / 'pictures'}", file=sys.stderr)
+        return kept
 
 
 def _recipe_of(model: Model) -> Recipe:
@@ -86,16 +101,30 @@ def run_recipe(request: TrainRequest) -> Path:
     recipe, data, model = settle(request)
     if saved_steps(request.out) and not request.resume:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
-    corpus = build_corpus(data, recipe, styles=model.styles, codec=model.codec) if model else build_corpus(data, recipe)
-    unknown = sorted(set(data.styles) - set(corpus.styles))
-    if unknown:
-        print(f"unfog: {recipe.start} does not know style {', '.join(unknown)}: learned as of no style", file=sys.stderr)
-    splits = [s for s in ("heldout_pair", "heldout_concept") if data.split(s)]
-    held = build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec) if splits else corpus
     if int(os.environ.get("RANK", 0)):  # the leader holds the folder for all
-        return _run(recipe, request, model, corpus, held)
+        return _run(recipe, request, model, *_corpora(recipe, request, data, model))
     with only_run(request.out):
-        return _run(recipe, request, model, corpus, held)
+        return _run(recipe, request, model, *_corpora(recipe, request, data, model))
+
+
+def _corpora(recipe: Recipe, request: TrainRequest, data: PictureSet, model: Model | None) -> tuple[Corpus, Corpus]:
+    """What to learn from and what to watch with. Classes and colours are the model's, or those that the run began with."""
+    leads, out = not int(os.environ.get("RANK", 0)), request.out
+    before = began.recall(out) if request.resume else None
+    if before and leads:
+        began.tell_changes(data, before["files"])
+    styles, codec = (before["styles"], before["codec"]) if before else (model.styles, model.codec) if model else (None, None)
+    corpus = build_corpus(data, recipe, styles=styles, codec=codec, out=out)
+    if leads and not before:
+        began.remember(out, data, corpus.styles, corpus.codec)
+    unknown = sorted(set(data.styles) - set(corpus.styles))
+    if unknown and leads:
+        whose = f"{recipe.start} does" if model else "the run did"
+        print(f"unfog: {whose} not know style {', '.join(unknown)}: learned as of no style", file=sys.stderr)
+    splits = [s for s in ("heldout_pair", "heldout_concept") if data.split(s)]
+    if not splits:
+        return corpus, corpus
+    return corpus, build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec, out, corpus.frames)
 
 
 def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Corpus, held: Corpus) -> Path:
@@ -110,7 +139,7 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     if not peers.leads:
         peers.wait()  # for the leader's text states
     for part in {id(c): c for c in (corpus, held)}.values():
-        _states(part, encoder, out)
+        text_states(part, encoder, out)
         part.to(device)
     if peers.leads:
         peers.wait()
@@ -141,20 +170,3 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     if peers.leads and (step % recipe.report_steps or not (out / "model").exists()):
         report(step, ema)
     return out / "model"
-
-
-def _states(corpus: Corpus, encoder: TextEncoder, out: Path) -> None:
-    """Text states from OUT/text-states if this run made them before (they cost minutes), else made and kept there."""
-    import hashlib
-
-    from safetensors.torch import load_file, save
-
-    key = hashlib.sha256("\n".join(corpus.captions).encode()).hexdigest()[:16]
-    path = out / "text-states" / f"{key}.safetensors"
-    if path.exists():
-        kept = load_file(path)
-        corpus.states, corpus.masks = kept["states"], kept["masks"]
-        return
-    corpus.encode_captions(encoder)
-    assert corpus.states is not None and corpus.masks is not None
-    write_atomic(path, save({"states": corpus.states, "masks": corpus.masks}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,36 +23,41 @@ def held_out_loss(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, 
     """Mean loss at fixed noise of the first `count` held-out pictures, in each noise bin."""
     rng = np.random.default_rng(0)
     chosen = rng.permutation(corpus.plain)[:count]
-    x0 = corpus.codec.encode(corpus.pictures[torch.from_numpy(chosen).to(device)])
-    cond = corpus.cond(corpus.texts[chosen, 0], corpus.classes[chosen])
-    eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
-    losses = {}
-    for level in NOISE_BINS:
-        t = torch.full((len(x0),), float(denoiser.process.schedule.time(-2 * level)), device=device)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            losses[f"{level:g}"] = float(denoising_loss(denoiser, x0, cond, t, eps).mean())
-    return losses
+    losses: dict[str, list[torch.Tensor]] = {f"{level:g}": [] for level in NOISE_BINS}
+    for part in (chosen[places] for places in corpus.alike(chosen)):
+        x0 = corpus.x0(part)
+        cond = corpus.cond(corpus.texts[part, 0], corpus.classes[part])
+        eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
+        for level in NOISE_BINS:
+            t = torch.full((len(x0),), float(denoiser.process.schedule.time(-2 * level)), device=device)
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                losses[f"{level:g}"].append(denoising_loss(denoiser, x0, cond, t, eps))
+    return {level: float(torch.cat(found).mean()) for level, found in losses.items()}
 
 
 @torch.inference_mode()
 def sample_grid(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype: torch.dtype, device: str, rows: int = 8) -> Any:
     """A contact sheet of `rows` captions in every style."""
+    from PIL import Image
+
     from unfog.modalities.image.show import contact_sheet
 
     columns = max(len(corpus.styles), 1)
     texts = np.repeat(np.random.default_rng(1).permutation(corpus.plain)[:rows], columns)
     label = np.tile(np.arange(columns), rows)
     numbers = corpus.texts[texts, 0]
-    cond = corpus.cond(numbers, label)
     uncond = corpus.cond(np.zeros(1, int), np.array([len(corpus.styles)]))
     schedule = denoiser.process.schedule
     plan = make_plan("dpmpp_2m", schedule, make_grid("logsnr", schedule, 12))
     guided = ClassifierFree(denoiser, 2.5, uncond)
-    noise = Noise(list(range(len(numbers))))
-    x = denoiser.process.prior(noise.normal((4, recipe.size, recipe.size), 0), plan.start).to(device)
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        x0 = sample(plan, lambda x, t: guided(x, t, cond), x, noise)
+    pictures: dict[int, Image.Image] = {}
+    for places in corpus.alike(texts):  # with buckets each caption in the shape of its picture
+        cond, noise = corpus.cond(numbers[places], label[places]), Noise(places.tolist())
+        shape = (4, *corpus.shape(texts[places], recipe.size))
+        x = denoiser.process.prior(noise.normal(shape, 0), plan.start).to(device)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            x0 = sample(plan, partial(guided, cond=cond), x, noise)
+        made = corpus.codec.decode(x0)
+        pictures |= {int(place): Image.fromarray(pixels) for place, pixels in zip(places, made, strict=True)}
     labels = [f"{corpus.captions[n]}" for n in numbers]
-    from PIL import Image
-
-    return contact_sheet([Image.fromarray(p) for p in corpus.codec.decode(x0)], labels, columns=columns * 2)
+    return contact_sheet([pictures[i] for i in range(len(texts))], labels, columns=columns * 2)

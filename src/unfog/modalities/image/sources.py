@@ -69,7 +69,10 @@ def folder(path: Path) -> Source:
     names = [p.relative_to(path).as_posix() for p in sorted(path.rglob("*")) if p.is_file()]
 
     def stamp(name: str) -> str:
-        found = (path / name).stat()
+        try:
+            found = (path / name).stat()
+        except OSError:
+            return "gone"
         return f"{found.st_size} {found.st_mtime_ns}"
 
     return Source(names, lambda name: (path / name).read_bytes(), stamp)
