@@ -131,7 +131,7 @@ class GenerateRequest(Request):
 class TrainRequest(Request):
     """Train a model by a recipe file, or on a folder or zip of one's own pictures."""
 
-    source: Path = Field(description="a recipe file (.json), or a data folder or .zip")
+    source: Path = Field(description="a recipe file (.json), or pictures: a folder, .zip, .tar, .parquet, .npy or .npz")
     out: Path = Field(Path("unfog-model"), description="the model folder to write")
     steps: Whole | None = Field(
         None, ge=1, le=100_000_000, description="a whole number from 1, or leave it out for the recipe's own"

@@ -17,7 +17,7 @@ def train(
     start: str | None = None,
     resume: Flag = False,
 ) -> None:
-    """Train a model by a recipe file, or on a folder or .zip of your own pictures.
+    """Train a model by a recipe file, or on your own pictures.
 
     Try:
       unfog train my-pictures/ --out my-model --minutes 30
@@ -28,8 +28,9 @@ def train(
     Parameters
     ----------
     source
-        A recipe file, or a folder or .zip of pictures (with metadata.jsonl, or a .txt beside each picture,
-        or one sub-folder a class).
+        A recipe file, or pictures: a folder, .zip or .tar (with metadata.jsonl or metadata.csv, or a .txt
+        beside each picture, or one sub-folder a class), a folder of WebDataset's .tar shards, .parquet, a
+        folder of Hugging Face's save_to_disk, .npy or .npz.
     out
         The model folder to write.
     steps
@@ -49,7 +50,7 @@ def train(
     fields = {key: value for key, value in given.items() if value is not None}
     request = check(TrainRequest, {"source": source, "out": out, "resume": resume, **fields})
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder; give a recipe file, or a folder or .zip of pictures")
+        raise UserError(f"{source}: no such file or folder; give a recipe file, or a folder, .zip or .tar of pictures")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, not a folder; choose another place")
     from unfog.training import run_recipe

@@ -41,7 +41,7 @@ class Recipe(LoopSettings):
     """Settings of one training run on captioned pictures."""
 
     name: str = "my-model"
-    data: str = Field("emoji-64", description="a shipped data set, a folder or a .zip")
+    data: str = Field("emoji-64", description="a shipped data set, or a folder, .zip, .tar, .parquet, .npy or .npz")
     start: str | None = Field(None, description="a shipped model or a model folder whose weights to begin with")
     size: int = Field(64, ge=8, le=1024, description="pixels a side")
     buckets: bool = Field(False, description="true for pictures of several shapes with about size x size pixels, 1:2 to 2:1")

@@ -20,8 +20,8 @@ from unfog.modalities.image.sources import Read, Source
 LARGEST = 64_000_000  # pixels; a larger file is more likely an attack than a picture
 CROP = 0.08  # share of a picture's width or height that filling a frame may cut off
 # what Pillow's decoders and zipfile raise over damaged bytes
-UNREADABLE = (OSError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
-              Image.DecompressionBombError)  # fmt: skip
+UNREADABLE = (OSError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, ValueError,
+              ArithmeticError, LookupError, MemoryError, Image.DecompressionBombError)  # fmt: skip
 SOURCES: dict[str, Callable[[Path], Source]] = {
     "folder": sources.folder,
     "zip": sources.zip_,
@@ -83,6 +83,8 @@ class PictureSet:
         return opened
 
     def _unreadable(self, name: str, error: Exception) -> UserError:
+        if isinstance(error, UserError):
+            return error
         return UserError(
             f"{self.path}: {name} is not a readable picture ({str(error).split(chr(10))[0][:80]}); repair or remove it"
         )
