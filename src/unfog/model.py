@@ -7,6 +7,8 @@ A folder is `model.json` (network, process, prediction, codec, styles, defaults,
 from __future__ import annotations
 
 import json
+import math
+import operator
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -39,6 +41,7 @@ FORMAT = 1
 WEIGHTS = "network.safetensors"
 CARD = "model.json"
 PLANS = "plans.json"
+ASPECT_NEAR = 1.15  # an aspect that is off by more than this factor is another
 
 
 def save_model(
@@ -73,6 +76,8 @@ def save_model(
                      "held_out_loss": held_out},
         "licences": recipe.licences,
     }  # fmt: skip
+    if corpus.frames:
+        card["buckets"] = corpus.frames
     weights = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
 
     def write(temporary: Path) -> None:
@@ -111,6 +116,18 @@ def _schedule(recipe: Recipe) -> Any:
     return schedule_from_config(recipe.schedule)
 
 
+def _buckets(folder: Path, card: dict[str, Any]) -> list[tuple[int, int]]:
+    """Width and height of each shape of picture that the model was trained on, the squarest first."""
+    given = card.get("buckets", [[card["size"], card["size"]]])
+    try:
+        found = [(operator.index(width), operator.index(height)) for width, height in given]
+    except (TypeError, ValueError):
+        found = []
+    if not found or min(min(pair) for pair in found) < 1 or max(max(pair) for pair in found) > 16_384:
+        raise UserError(f"{folder / CARD}: buckets must be [width, height] pairs of pixels; get the model again")
+    return sorted(found, key=lambda pair: (abs(math.log(pair[0] / pair[1])), pair))
+
+
 class Model:
     """A loaded model. `name`, `hash`, `styles` and `defaults` say what it is; `stream` and `generate` make pictures."""
 
@@ -140,6 +157,7 @@ class Model:
         self.styles: list[str] = card["styles"]
         self.defaults: dict[str, Any] = card["defaults"]
         self.size: int = card["size"]
+        self.buckets = _buckets(folder, card)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = dtype or fastest(self.device)
         self.codec = RGBACodec(tuple(card["codec"]["mean"]), tuple(card["codec"]["std"]))
@@ -181,6 +199,21 @@ class Model:
             return make_plan(name, schedule, make_grid("auto", schedule, steps, dimension=4 * self.size**2))
         return make_plan(name, schedule, make_grid("logsnr", schedule, steps))
 
+    def frame(self, aspect: str | None = None) -> tuple[int, int]:
+        """Width and height of a picture: near the aspect W:H, or the squarest. Raises UserError where none is near."""
+        if aspect is None:
+            return self.buckets[0]
+        width, height = map(int, aspect.split(":"))
+
+        def off(pair: tuple[int, int]) -> float:
+            return abs(math.log(pair[0] / pair[1] * height / width))
+
+        best = min(self.buckets, key=off)
+        if off(best) > math.log(ASPECT_NEAR):
+            known = ", ".join(f"{w // math.gcd(w, h)}:{h // math.gcd(w, h)} ({w}x{h})" for w, h in sorted(self.buckets))
+            raise UserError(f"aspect: {self.name} makes no pictures near {aspect}; give one of: {known}")
+        return best
+
     def condition(self, prompts: Sequence[str], styles: Sequence[str | None]) -> dict[str, Tensor]:
         """Conditions of (prompt, style) pairs; a style of None is the learnt "any style"."""
         if self._encoder is None:
@@ -206,7 +239,8 @@ class Model:
         scale = learned["scale"] if learned else self.defaults["scale"]
         scale = scale if request.scale is None else request.scale
         steps = request.steps or (len(learned["plan"]["t"]) if learned else self.defaults["steps"])
-        return {"sampler": name, "steps": steps, "scale": float(scale), "strict": request.strict}
+        shape = {} if request.aspect is None else {"aspect": request.aspect}
+        return {"sampler": name, "steps": steps, "scale": float(scale), "strict": request.strict, **shape}
 
     def plan_hash(self, name: str) -> str | None:
         """Which learned plan `name` is; None for a sampler."""
@@ -229,7 +263,8 @@ class Model:
         denoiser = OneByOne(self.denoiser) if strict else self.denoiser
         guided = ClassifierFree(denoiser, settings["scale"], other, tuple(interval) if interval else None)
         noise = Noise([seed for _, _, seed in items])
-        x = self.denoiser.process.prior(noise.normal((4, self.size, self.size), 0), plan.start).to(self.device)
+        width, height = self.frame(settings.get("aspect"))
+        x = self.denoiser.process.prior(noise.normal((4, height, width), 0), plan.start).to(self.device)
         for state in run(plan, lambda x_t, t: guided(x_t, t, cond), x, noise):
             yield state.nfe, self.codec.decode(state.x) if state.done else None
 
@@ -241,6 +276,7 @@ class Model:
         if request.style is not None and request.style not in self.styles:
             raise unknown("style", request.style, self.styles)
         settings = self._settings(request)
+        self.frame(request.aspect)  # refused before anything is made
         plan = self.plan(settings["sampler"], settings["steps"])
         wanted = request.pictures()
         batches = request.batches()

@@ -100,6 +100,11 @@ class GenerateRequest(Request):
         description="a whole number from 0 with seed + n - 1 at most 2**63 - 1, or leave it out to draw one",
     )
     sampler: Name | None = Field(None, description="a sampler's name, or leave it out for the model's default")
+    aspect: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d{0,3}:[1-9]\d{0,3}$",
+        description="width:height such as 3:2, of a model that knows it, or leave it out for its usual shape",
+    )
     negative: str | None = Field(
         None, max_length=LONGEST_PROMPT, description=f"what to avoid, in at most {LONGEST_PROMPT:,} characters"
     )
@@ -180,7 +185,7 @@ BUDGET = "a time such as 45s, 30m, 2h, 1.5h or 1d, or leave it out"
 class TrainRequest(Request):
     """Train a model by a recipe file, or on a folder or zip of one's own pictures."""
 
-    source: Path = Field(description="a recipe file (.json), or a data folder or .zip")
+    source: Path = Field(description="a recipe file (.json), or pictures: a folder, .zip, .tar, .parquet, .npy or .npz")
     out: Path = Field(Path("unfog-model"), description="the model folder to write")
     steps: Whole | None = Field(
         None, ge=1, le=100_000_000, description="a whole number from 1, or leave it out for the recipe's own"
@@ -296,7 +301,8 @@ class Result:
     """One finished picture: straight-alpha RGBA, where it stands in the request, and all that remakes it.
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
-    plan (its sha256) where the sampler is a plan learned for this model, adapters (name, hash, strength) where there are any.
+    plan (its sha256) where the sampler is a plan learned for this model, aspect where one was asked for, and adapters (name,
+    hash, strength) where there are any.
     """
 
     image: Image
@@ -369,4 +375,5 @@ def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:
         if recipe[key] is None:
             raise UserError(f"recipe: {key} is not set; give a picture that unfog made")
     fields = {key: recipe[key] for key in ("negative", "style", "seed", "sampler", "steps", "scale")}
+    fields |= {"aspect": recipe["aspect"]} if "aspect" in recipe else {}
     return check(GenerateRequest, {"prompts": [recipe["prompt"]], "strict": recipe.get("strict", False), **fields})

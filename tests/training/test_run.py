@@ -42,7 +42,7 @@ def test_pictures_in_pictures_out(tmp_path, picture_folder, network):
     with pytest.raises(UserError, match="--resume"):
         run_recipe(TrainRequest(source=source, out=out))
     before = model.hash
-    assert json.loads((out / "recipe.json").read_text())["steps"] == 4
+    assert json.loads((out / "run.json").read_text())["recipe"]["steps"] == 4
     with pytest.raises(UserError, match="holds a run; add --resume"):
         run_recipe(TrainRequest(source=out))
     assert run_recipe(TrainRequest(source=out, resume=True, steps=5)) == folder  # the run's folder says all

@@ -32,6 +32,7 @@ def generate(
     steps: Whole | None = None,
     scale: Real | None = None,
     sampler: str | None = None,
+    aspect: str | None = None,
     negative: str | None = None,
     batch: Whole | None = None,
     strict: Flag = False,
@@ -76,6 +77,9 @@ def generate(
         How closely to follow the prompt, 0 to 100; 1 = no guidance.
     sampler
         How to step from noise to picture.
+    aspect
+        The picture's shape as width:height, such as 3:2, of a model trained with several (see its
+        model.json); without it, the squarest.
     negative
         What to avoid.
     batch
@@ -106,7 +110,7 @@ def generate(
     from unfog.cli.progress import watch
 
     settings = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
-    settings |= {"negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
+    settings |= {"aspect": aspect, "negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
     given = {key: value for key, value in settings.items() if value is not None}
     request, original = _asked_like(like, prompts, given) if like else (_asked(prompts, given), None)
     pictures = sum(map(len, request.batches()))

@@ -34,7 +34,7 @@ def train(
     word_vectors: Whole | None = None,
     track: list[str] | None = None,
 ) -> None:
-    """Train a model by a recipe file, or on a folder or .zip of your own pictures.
+    """Train a model by a recipe file, or on your own pictures.
 
     Try:
       unfog train my-pictures/
@@ -49,8 +49,9 @@ def train(
     Parameters
     ----------
     source
-        A recipe file, or a folder or .zip of pictures (with metadata.jsonl, or a .txt beside each picture,
-        or one sub-folder a class); with --resume, a run's own folder will do.
+        A recipe file, or pictures: a folder, .zip or .tar (with metadata.jsonl or metadata.csv, or a .txt
+        beside each picture, or one sub-folder a class), a folder of WebDataset's .tar shards, .parquet, a
+        folder of Hugging Face's save_to_disk, .npy or .npz. With --resume, a run's own folder will do.
     out
         The model folder to write.
     steps
@@ -106,7 +107,7 @@ def train(
         given["track"] = [name.strip() for words in track for name in words.split(",") if name.strip()]
     request = check(TrainRequest, given)
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder; give a recipe file, or a folder or .zip of pictures")
+        raise UserError(f"{source}: no such file or folder; give a recipe file, or a folder, .zip or .tar of pictures")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, not a folder; choose another place")
     from unfog.training import run_recipe

@@ -85,9 +85,12 @@ class Recipe(LoopSettings, Tuning):
     """Settings of one training run on captioned pictures."""
 
     name: str = "my-model"
-    data: str = Field("emoji-64", description="a shipped data set, a folder or a .zip")
+    data: str = Field("emoji-64", description="a shipped data set, or a folder, .zip, .tar, .parquet, .npy or .npz")
     start: str | None = Field(None, description="a shipped model or a model folder whose weights to begin with")
     size: int = Field(64, ge=8, le=1024, description="pixels a side")
+    buckets: bool = Field(False, description="true for pictures of several shapes with about size x size pixels, 1:2 to 2:1")
+    picture_memory: float | None = Field(None, ge=0, exclude=True, description="GiB of memory that pictures may take before they "
+                                         "go to a file in the run's folder; None: a quarter of what is free")  # fmt: skip
     network: Literal["unet", "dit"] = "unet"
     settings: dict[str, Any] = Field(default_factory=dict, description="the network's own settings")
     dropout: float = Field(0.05, ge=0, lt=1)
@@ -132,6 +135,8 @@ def read_recipe(path: Path) -> Recipe:
         fields = json.loads(text) if path.suffix == ".json" else _literal(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # the last two: deeply nested brackets
         raise UserError(f"{path}: not a recipe ({str(error).splitlines()[0]}); see recipes/ for examples") from None
+    if isinstance(fields, dict) and isinstance(fields.get("recipe"), dict):  # of a run's run.json
+        fields = fields["recipe"]
     return checked(fields, str(path))
 
 

@@ -23,6 +23,7 @@ from unfog.networks import NETWORKS
 from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
 from unfog.requests import EstimateRequest, TrainRequest
+from unfog.training import began
 from unfog.training.budget import Budget
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
@@ -32,10 +33,12 @@ from unfog.training.gate import Scene, guard
 from unfog.training.loop import fit
 from unfog.training.parallel import parallelise, sharded
 from unfog.training.peers import Peers
+from unfog.training.pictures import kept_set
 from unfog.training.presets import DEFAULT, preset
 from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, read_recipe
 from unfog.training.report import write_report
+from unfog.training.states import text_states
 from unfog.training.telemetry import ABOUT, Telemetry
 from unfog.training.trackers import Trackers, check_trackers
 from unfog.training.tuning import named, prepare, settled, tuned, with_prior
@@ -43,13 +46,12 @@ from unfog.training.watch import Watch
 
 # what a recipe shares with the model that it starts from
 FIXED = ("size", "network", "settings", "schedule", "prediction", "augment")
-CONFIGURATION = "recipe.json"  # of a run folder: the recipe in full, and what --resume goes on with
 
 
 def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet, Model | None]:
     """The recipe of a request (a recipe file, or the defaults for a folder), the data it names, the model it starts from."""
     source, start = request.source, request.start
-    if (source / CONFIGURATION).is_file():
+    if (source / ABOUT).is_file():
         raise UserError(f"{source}: holds a run; add --resume to go on, or give a recipe or pictures")
     if not of_folder(request):
         recipe = read_recipe(source)
@@ -77,7 +79,20 @@ def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet,
             recipe = preset(request.preset or DEFAULT).recipe(**own)
     changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
     recipe = settled(recipe, request, model).model_copy(update=changed)
-    return recipe, named(recipe, PictureSet.open(data)), model
+    return recipe, named(recipe, _opened(data, request)), model
+
+
+def _opened(path: Path, request: TrainRequest | EstimateRequest) -> PictureSet:
+    """The data; or, where they are gone and the run that goes on has kept its pictures, those."""
+    try:
+        return PictureSet.open(path)
+    except UserError as error:
+        out = request.out if isinstance(request, TrainRequest) and request.resume else None
+        kept = kept_set(path, out) if out else None
+        if out is None or kept is None:
+            raise
+        print(f"unfog: {error}; going on with the {len(kept)} pictures kept in {out / 'pictures'}", file=sys.stderr)
+        return kept
 
 
 def of_folder(request: TrainRequest | EstimateRequest) -> bool:
@@ -116,26 +131,40 @@ def run_recipe(request: TrainRequest) -> Path:
     Raises UserError before anything is written where the recipe, the data or OUT do not do.
     """
     check_trackers(request.track)
-    if request.resume and (request.source / CONFIGURATION).is_file():  # a run's own folder says all
-        request = request.model_copy(update={"source": request.source / CONFIGURATION, "out": request.source})
+    if request.resume and (request.source / ABOUT).is_file():  # a run's own folder says all
+        request = request.model_copy(update={"source": request.source / ABOUT, "out": request.source})
     recipe, data, model = settle(request)
     if saved_steps(request.out) and not request.resume:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
     from unfog.training.estimate import begin
 
     recipe, budget = begin(request, recipe, data, model)
-    corpus = build_corpus(data, recipe, styles=model.styles, codec=model.codec) if model else build_corpus(data, recipe)
-    unknown = sorted(set(data.styles) - set(corpus.styles))
-    if unknown:
-        print(f"unfog: {recipe.start} does not know style {', '.join(unknown)}: learned as of no style", file=sys.stderr)
-    splits = [s for s in ("heldout_pair", "heldout_concept") if data.split(s)]
-    held = build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec) if splits else corpus
     if int(os.environ.get("RANK", 0)):  # the leader holds the folder for all
-        return _run(recipe, request, model, corpus, held, budget)
+        return _run(recipe, request, model, *_corpora(recipe, request, data, model), budget)
     with only_run(request.out):
         if budget is not None:
             budget.write()
-        return _run(recipe, request, model, corpus, held, budget)
+        return _run(recipe, request, model, *_corpora(recipe, request, data, model), budget)
+
+
+def _corpora(recipe: Recipe, request: TrainRequest, data: PictureSet, model: Model | None) -> tuple[Corpus, Corpus]:
+    """What to learn from and what to watch with. Classes and colours are the model's, or those that the run began with."""
+    leads, out = not int(os.environ.get("RANK", 0)), request.out
+    before = began.recall(out) if request.resume else None
+    if before and leads:
+        began.tell_changes(data, before["files"])
+    styles, codec = (before["styles"], before["codec"]) if before else (model.styles, model.codec) if model else (None, None)
+    corpus = build_corpus(data, recipe, styles=styles, codec=codec, out=out)
+    if leads and not before:
+        began.remember(out, data, corpus.styles, corpus.codec)
+    unknown = sorted(set(data.styles) - set(corpus.styles))
+    if unknown and leads:
+        whose = f"{recipe.start} does" if model else "the run did"
+        print(f"unfog: {whose} not know style {', '.join(unknown)}: learned as of no style", file=sys.stderr)
+    splits = [s for s in ("heldout_pair", "heldout_concept") if data.split(s)]
+    if not splits:
+        return corpus, corpus
+    return corpus, build_corpus(data, recipe, splits[0], corpus.styles, corpus.codec, out, corpus.frames)
 
 
 def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Corpus, held: Corpus, budget: Budget | None) -> Path:
@@ -150,11 +179,10 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         peers.wait()  # for the leader's text states and pictures
     corpus = with_prior(recipe, corpus, model, out)
     for part in {id(c): c for c in (corpus, held)}.values():
-        _states(part, encoder, out)
+        text_states(part, encoder, out)
         part.to(device)
     if peers.leads:
         peers.wait()
-        write_atomic(out / CONFIGURATION, (recipe.model_dump_json(indent=1) + "\n").encode())
     process = Gaussian(schedule_from_config(recipe.schedule))
     if not (request.resume or recipe.subject or recipe.word):  # few pictures called alike are what the latter two are for
         plain = Preconditioned(network, process, recipe.prediction)
@@ -203,20 +231,3 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         if peers.leads and (step % recipe.report_steps or not made.exists()):
             report(step, ema)
     return made
-
-
-def _states(corpus: Corpus, encoder: TextEncoder, out: Path) -> None:
-    """Text states from OUT/text-states if this run made them before (they cost minutes), else made and kept there."""
-    import hashlib
-
-    from safetensors.torch import load_file, save
-
-    key = hashlib.sha256("\n".join(corpus.captions).encode()).hexdigest()[:16]
-    path = out / "text-states" / f"{key}.safetensors"
-    if path.exists():
-        kept = load_file(path)
-        corpus.states, corpus.masks = kept["states"], kept["masks"]
-        return
-    corpus.encode_captions(encoder)
-    assert corpus.states is not None and corpus.masks is not None
-    write_atomic(path, save({"states": corpus.states, "masks": corpus.masks}))

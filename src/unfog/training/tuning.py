@@ -29,6 +29,7 @@ from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.denoising import Denoising
 from unfog.training.loop import Batch
 from unfog.training.recipe import Recipe, Tuning, checked
+from unfog.training.states import CHUNK
 
 if TYPE_CHECKING:
     from unfog.diffusion.denoisers import Preconditioned
@@ -147,6 +148,8 @@ def with_prior(recipe: Recipe, corpus: Corpus, model: Model | None, out: Path) -
     joined = TunedCorpus(**{field.name: getattr(corpus, field.name) for field in fields(Corpus)})
     if not recipe.subject or not recipe.prior_weight:
         return joined
+    if corpus.bucket is not None:
+        raise UserError("buckets: a subject's prior is of square pictures; set buckets to false, or prior_weight to 0")
     prior = build_corpus(prior_pictures(recipe, model, out), recipe, styles=corpus.styles, codec=corpus.codec)
     numbers = {caption: i for i, caption in enumerate(corpus.captions)}
     moved = np.array([numbers.setdefault(caption, len(numbers)) for caption in prior.captions])
@@ -239,7 +242,11 @@ def tuned(recipe: Recipe, network: nn.Module, denoiser: Preconditioned, corpora:
             assert isinstance(average, words.Word)
             vectors = {str(recipe.word): average.stacked().detach().cpu()}
             for told in {id(c): c for c in corpora}.values():
-                told.encode_captions(lambda captions: words.encode(encoder, captions, vectors))
+                parts = [
+                    words.encode(encoder, told.captions[i : i + CHUNK], vectors) for i in range(0, len(told.captions), CHUNK)
+                ]
+                told.states = torch.cat([states.half() for states, _ in parts])
+                told.masks = torch.cat([mask for _, mask in parts])
                 told.to(device)
             return network
 

@@ -12,7 +12,9 @@ Everything here is drawn once from fixed seeds, so that the figures of two repor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,14 +56,16 @@ def bin_losses(
     """The loss of each of `count` plain pictures, drawn by a fixed seed as their noise is, in each noise bin."""
     rng = np.random.default_rng(0)
     chosen = rng.permutation(corpus.plain)[:count]
-    x0 = corpus.codec.encode(corpus.pictures[torch.from_numpy(chosen).to(device)])
-    cond = corpus.cond(corpus.texts[chosen, 0], corpus.classes[chosen])
-    eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
-    losses = {}
-    for level in NOISE_BINS:
-        t = torch.full((len(x0),), float(denoiser.process.schedule.time(-2 * level)), device=device)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            losses[f"{level:g}"] = denoising_loss(denoiser, x0, cond, t, eps).double().cpu().numpy()
+    losses = {f"{level:g}": np.empty(len(chosen)) for level in NOISE_BINS}
+    for places in corpus.alike(chosen):
+        some = chosen[places]
+        x0 = corpus.x0(some)
+        cond = corpus.cond(corpus.texts[some, 0], corpus.classes[some])
+        eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
+        for level in NOISE_BINS:
+            t = torch.full((len(x0),), float(denoiser.process.schedule.time(-2 * level)), device=device)
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                losses[f"{level:g}"][places] = denoising_loss(denoiser, x0, cond, t, eps).double().cpu().numpy()
     return losses
 
 
@@ -72,26 +76,30 @@ def rows_shown(styles: int, pictures: int, rows: int = 8) -> int:
 
 @torch.inference_mode()
 def draw_samples(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype: torch.dtype, device: str,
-                 rows: int = 8) -> tuple[NDArray[np.uint8], list[str]]:  # fmt: skip
-    """Pictures (N, S, S, 4) of at most `rows` captions in every style, about SAMPLES in all, and the caption of each."""
+                 rows: int = 8) -> tuple[list[NDArray[np.uint8]], list[str]]:  # fmt: skip
+    """Pictures (H, W, 4) of at most `rows` captions in every style, about SAMPLES in all, and the caption of each."""
     columns = max(len(corpus.styles), 1)
     rows = rows_shown(len(corpus.styles), corpus.plain, rows)
     texts = np.repeat(np.random.default_rng(1).permutation(corpus.plain)[:rows], columns)
     label = np.tile(np.arange(columns), len(texts) // columns)  # a folder may have fewer pictures than rows
     numbers = corpus.texts[texts, 0]
-    cond = corpus.cond(numbers, label)
     uncond = corpus.cond(np.zeros(1, int), np.array([len(corpus.styles)]))
     schedule = denoiser.process.schedule
     plan = make_plan("dpmpp_2m", schedule, make_grid("logsnr", schedule, 12))
     guided = ClassifierFree(denoiser, 2.5, uncond)
-    noise = Noise(list(range(len(numbers))))
-    x = denoiser.process.prior(noise.normal((4, recipe.size, recipe.size), 0), plan.start).to(device)
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        x0 = sample(plan, lambda x, t: guided(x, t, cond), x, noise)
-    return corpus.codec.decode(x0), [f"{corpus.captions[n]}" for n in numbers]
+    made: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(texts)
+    for places in corpus.alike(texts):  # with buckets each caption in the shape of its picture
+        cond, noise = corpus.cond(numbers[places], label[places]), Noise(places.tolist())
+        shape = (4, *corpus.shape(texts[places], recipe.size))
+        x = denoiser.process.prior(noise.normal(shape, 0), plan.start).to(device)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            x0 = sample(plan, partial(guided, cond=cond), x, noise)
+        for place, pixels in zip(places.tolist(), corpus.codec.decode(x0), strict=True):
+            made[place] = pixels
+    return made, [f"{corpus.captions[n]}" for n in numbers]
 
 
-def sheet(pictures: NDArray[np.uint8], labels: list[str], styles: int) -> Image:
+def sheet(pictures: Sequence[NDArray[np.uint8]], labels: list[str], styles: int) -> Image:
     """Samples as `draw_samples` gives them on one contact sheet."""
     from PIL import Image
 
@@ -100,14 +108,14 @@ def sheet(pictures: NDArray[np.uint8], labels: list[str], styles: int) -> Image:
     return contact_sheet([Image.fromarray(p) for p in pictures], labels, columns=max(styles, 1) * 2)
 
 
-def small(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Thumbnails (N, 32, 32, 4) for the copy detector of pictures of any size."""
-    if pictures.shape[1] % SIDE or pictures.shape[2] % SIDE:
+def small(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Thumbnails (N, 32, 32, 4) for the copy detector of pictures (H, W, 4) of any size."""
+    if any(p.shape != pictures[0].shape or p.shape[0] % SIDE or p.shape[1] % SIDE for p in pictures):
         from PIL import Image
 
         # Pillow resizes RGBA through premultiplied alpha
-        pictures = np.stack([np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BOX)) for p in pictures])
-    return thumbnails(pictures)
+        pictures = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BOX)) for p in pictures]
+    return thumbnails(np.stack(pictures))
 
 
 def _unit(thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -122,15 +130,14 @@ class CopyCheck:
 
     def __init__(self, corpus: Corpus, held: Corpus) -> None:
         self.chosen = np.random.default_rng(3).permutation(corpus.plain)[:KNOWN]
-        parts = [corpus.pictures[torch.from_numpy(self.chosen[i : i + BLOCK]).to(corpus.pictures.device)].cpu().numpy()
-                 for i in range(0, len(self.chosen), BLOCK)]  # fmt: skip
+        parts = (corpus.pixels(self.chosen[i : i + BLOCK]) for i in range(0, len(self.chosen), BLOCK))
         self.known = [np.rint(small(part) * 255).astype(np.uint8) for part in parts]  # a quarter of the memory
         if held is corpus:
             rows = self.chosen[:UNSEEN]
             real = self._nearest(_unit(np.concatenate(self.known)[:UNSEEN]), rows)
         else:
             rows = np.random.default_rng(3).permutation(held.plain)[:UNSEEN]
-            real = self._nearest(small(held.pictures[torch.from_numpy(rows).to(held.pictures.device)].cpu().numpy()))
+            real = self._nearest(small(held.pixels(rows)))
         self.threshold = lower_quantile(real, QUANTILE)
         self.baseline = {"copies_real": float((real < self.threshold).mean()), "nearest_real": float(np.median(real))}
 
@@ -144,8 +151,8 @@ class CopyCheck:
             best = np.minimum(best, nearest(pictures, train, ours, theirs)[0])
         return best
 
-    def __call__(self, pictures: NDArray[np.uint8]) -> dict[str, float]:
-        """copies, nearest, their baselines, and the number of samples (N, S, S, 4) they are taken over."""
+    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+        """copies, nearest, their baselines, and the number of samples (H, W, 4) they are taken over."""
         distance = self._nearest(small(pictures))
         return {"samples": len(pictures), "copies": float((distance < self.threshold).mean()),
                 "nearest": float(np.median(distance)), **self.baseline}  # fmt: skip

@@ -26,10 +26,16 @@ class RGBACodec:
     std: tuple[float, ...] = (0.4, 0.36, 0.34, 0.48)
 
     @classmethod
-    def fit(cls, pictures: np.ndarray) -> RGBACodec:
-        """Measure mean and std on straight RGBA pictures (N, H, W, 4) uint8."""
-        planes = _premultiply(torch.from_numpy(pictures))
-        std, mean = torch.std_mean(planes, dim=(0, 2, 3), correction=0)
+    def fit(cls, pictures: np.ndarray, pixels: int | None = None) -> RGBACodec:
+        """Measure mean and std on straight RGBA pictures (N, ..., 4) uint8; pixels: how many are none of zeros put behind."""
+        pixels = pictures.size // 4 if pixels is None else pixels
+        total, squares = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+        for first in range(0, len(pictures), 64):  # in parts: a set may be larger than the memory
+            part = torch.from_numpy(pictures[first : first + 64])
+            planes = _premultiply(part.reshape(len(part), -1, 1, 4)).double()
+            total, squares = total + planes.sum((0, 2, 3)), squares + planes.square().sum((0, 2, 3))
+        mean = total / pixels
+        std = (squares / pixels - mean**2).clamp(min=0).sqrt()
         # an always opaque set has no alpha variance
         return cls(tuple(round(v, 4) for v in mean.tolist()), tuple(round(max(v, 0.05), 4) for v in std.tolist()))
 

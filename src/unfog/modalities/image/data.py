@@ -18,9 +18,10 @@ from unfog.modalities.image.records import METADATA, SUFFIXES, Record, find_reco
 from unfog.modalities.image.sources import Read, Source
 
 LARGEST = 64_000_000  # pixels; a larger file is more likely an attack than a picture
+CROP = 0.08  # share of a picture's width or height that filling a frame may cut off
 # what Pillow's decoders and zipfile raise over damaged bytes
-UNREADABLE = (OSError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
-              Image.DecompressionBombError)  # fmt: skip
+UNREADABLE = (OSError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, ValueError,
+              ArithmeticError, LookupError, MemoryError, Image.DecompressionBombError)  # fmt: skip
 SOURCES: dict[str, Callable[[Path], Source]] = {
     "folder": sources.folder,
     "zip": sources.zip_,
@@ -74,28 +75,52 @@ class PictureSet:
         """Indices of the records of one split ("train", "heldout_pair", "heldout_concept")."""
         return [i for i, r in enumerate(self.records) if r.split == name]
 
-    def load(self, index: int, size: int | None = None) -> np.ndarray:
-        """Picture `index` as straight RGBA (H, W, 4) uint8; with `size`, fitted into a square of it, edges transparent."""
+    def _opened(self, name: str) -> Image.Image:
+        raw = self._read(name)
+        opened = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else Image.fromarray(raw)
+        if opened.width * opened.height > LARGEST:
+            raise UserError(f"{self.path}: {name} has {opened.width}x{opened.height} pixels; shrink it below 64 million")
+        return opened
+
+    def _unreadable(self, name: str, error: Exception) -> UserError:
+        if isinstance(error, UserError):
+            return error
+        return UserError(
+            f"{self.path}: {name} is not a readable picture ({str(error).split(chr(10))[0][:80]}); repair or remove it"
+        )
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of picture `index` in pixels, from its head alone."""
         name = self.records[index].file_name
         try:
-            raw = self._read(name)
-            opened = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else Image.fromarray(raw)
-            if opened.width * opened.height > LARGEST:
-                raise UserError(f"{self.path}: {name} has {opened.width}x{opened.height} pixels; shrink it below 64 million")
-            image = opened.convert("RGBA")
+            return self._opened(name).size
         except UNREADABLE as error:
-            reason = str(error).split("\n")[0][:80]
-            raise UserError(f"{self.path}: {name} is not a readable picture ({reason}); repair or remove it") from None
-        if size is not None and image.size != (size, size):
-            image = _fit(image, size)
+            raise self._unreadable(name, error) from None
+
+    def load(self, index: int, size: int | tuple[int, int] | None = None) -> np.ndarray:
+        """Picture `index` as straight RGBA (H, W, 4) uint8.
+
+        size: pixels a side of a square to fit it into, edges transparent; or (width, height) to fill, which may cost up to
+        CROP of the picture at two edges.
+        """
+        name = self.records[index].file_name
+        try:
+            image = self._opened(name).convert("RGBA")
+        except UNREADABLE as error:
+            raise self._unreadable(name, error) from None
+        if size is not None:
+            frame = (size, size) if isinstance(size, int) else size
+            if image.size != frame:
+                image = _fit(image, frame, 0.0 if isinstance(size, int) else CROP)
         return np.asarray(image)
 
 
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Scale to fit a square with premultiplied colour (else edges darken), centred on transparency."""
-    scale = size / max(image.size)
+def _fit(image: Image.Image, frame: tuple[int, int], crop: float = 0.0) -> Image.Image:
+    """Scale to a frame with premultiplied colour (else edges darken), centred on transparency; `crop` may be cut off."""
+    within, covering = (end(f / side for f, side in zip(frame, image.size, strict=True)) for end in (min, max))
+    scale = min(covering, within / (1 - crop))
     width, height = (max(1, round(side * scale)) for side in image.size)
     small = image.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3).convert("RGBA")
-    canvas = Image.new("RGBA", (size, size))
-    canvas.paste(small, ((size - width) // 2, (size - height) // 2))
+    canvas = Image.new("RGBA", frame)
+    canvas.paste(small, ((frame[0] - width) // 2, (frame[1] - height) // 2))
     return canvas

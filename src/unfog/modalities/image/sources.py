@@ -69,7 +69,10 @@ def folder(path: Path) -> Source:
     names = [p.relative_to(path).as_posix() for p in sorted(path.rglob("*")) if p.is_file()]
 
     def stamp(name: str) -> str:
-        found = (path / name).stat()
+        try:
+            found = (path / name).stat()
+        except OSError:
+            return "gone"
         return f"{found.st_size} {found.st_mtime_ns}"
 
     return Source(names, lambda name: (path / name).read_bytes(), stamp)
@@ -82,9 +85,12 @@ def zip_(path: Path) -> Source:
     except (zipfile.BadZipFile, OSError):
         raise UserError(f"{path}: not a zip archive; give a folder, .zip, .tar, .parquet or .npz of pictures") from None
 
+    lock = threading.Lock()  # zipfile counts its readers without one, and would close the archive under them
+
     def read(name: str) -> bytes:
         too_large(name, archive.getinfo(name).file_size)  # zipfile gives no more than this
-        return archive.read(name)
+        with lock:
+            return archive.read(name)
 
     def stamp(name: str) -> str:
         info = archive.getinfo(name)
