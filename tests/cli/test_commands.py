@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 import unfog.requests
-from unfog.requests import EvaluateRequest, TrainRequest
+from unfog.requests import EstimateRequest, EvaluateRequest, TrainRequest
 
 # These tests start new processes, which must find the same unfog wherever they run.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(unfog.requests.__file__).parents[1])}
@@ -48,7 +48,8 @@ def test_unknown_words_are_one_line(words, unfog_command):
 def test_help_and_version(unfog_command):
     code, out, err = unfog_command("--help")
     assert (code, err) == (0, [])
-    assert all(any(f" {name} " in line for line in out) for name in ("generate", "train", "report", "evaluate", "models"))
+    names = ("generate", "estimate", "train", "report", "average", "evaluate", "models")
+    assert all(any(f" {name} " in line for line in out) for name in names)
     assert unfog_command("--version") == (0, ["1.2.3"], [])
     assert unfog_command()[0] == 0
 
@@ -101,11 +102,15 @@ def calls(monkeypatch):
 
 def test_train(unfog_command, calls):
     Path("data").mkdir()
-    words = ("--out", "model", "--steps", 5, "--minutes", 0.5, "--start", "emoji-64", "--resume")
+    words = ("--out", "model", "--steps", 5, "--minutes", 0.5, "--start", "emoji-64", "--resume", "--force")
     assert unfog_command("train", "data", *words) == (0, ["model"], [])
-    assert calls == [TrainRequest(source=Path("data"), out=Path("model"), steps=5, minutes=0.5, start="emoji-64", resume=True)]
+    expected = {"source": Path("data"), "out": Path("model"), "steps": 5, "minutes": 0.5, "start": "emoji-64"}
+    assert calls == [TrainRequest(**expected, resume=True, force=True)]
+    assert unfog_command("train", "data", "--preset", "tiny", "--budget", "1.5h")[0] == 0
+    assert calls.pop() == TrainRequest(source=Path("data"), preset="tiny", budget=5400)
     Path("file").write_text("")
-    for bad in (["none"], ["data", "--steps", 0], ["data", "--minutes", "nan"], ["data", "--out", "file"]):
+    for bad in (["none"], ["data", "--steps", 0], ["data", "--minutes", "nan"], ["data", "--out", "file"],
+                ["data", "--budget", "soon"], ["data", "--budget", "0s"]):  # fmt: skip
         code, out, err = unfog_command("train", *bad)
         assert (code, out, len(err)) == (2, [], 1)
     assert len(calls) == 1 and not Path("none").exists()
@@ -132,6 +137,22 @@ def test_report_loads_no_torch(tmp_path):
     code = f"import sys; from unfog.cli import main; code = main(['report', {str(tmp_path)!r}]); "
     done = python("-c", code + "print(code, 'torch' in sys.modules, file=sys.stderr)")
     assert done.stderr == "0 False\n"
+
+
+def test_estimate(unfog_command, calls, monkeypatch):
+    Path("data").mkdir()
+    found = types.SimpleNamespace(as_dict=lambda: {"steps": 7})
+    module = types.ModuleType("unfog.training.estimate")
+    module.estimate = lambda request: calls.append(request) or found
+    monkeypatch.setitem(sys.modules, "unfog.training.estimate", module)
+    words = ("--preset", "base", "--budget", "2h", "--start", "emoji-64", "--steps", 7)
+    assert unfog_command("estimate", "data", *words, "--json") == (0, ['{"steps": 7}'], [])
+    assert calls == [EstimateRequest(source=Path("data"), preset="base", budget=7200, start="emoji-64", steps=7)]
+    assert unfog_command("estimate", "data") == (0, [str(found)], [])
+    for bad in (["none"], ["data", "--budget", "5x"], ["data", "--steps", 0]):
+        code, out, err = unfog_command("estimate", *bad)
+        assert (code, out, len(err)) == (2, [], 1)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])

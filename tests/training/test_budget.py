@@ -8,7 +8,9 @@ import pytest
 from unfog.errors import UserError
 from unfog.requests import EstimateRequest, TrainRequest, check
 from unfog.training.budget import Budget, clock, recorded
+from unfog.training.checkpoint import saved_steps
 from unfog.training.loop import lr_at
+from unfog.training.presets import PRESETS, Preset
 from unfog.training.recipe import Recipe
 from unfog.training.run import run_recipe
 
@@ -105,6 +107,23 @@ def test_cut_and_resumed_within_a_plan_is_the_run_that_was_not(tmp_path, picture
     assert next(e["lr"] for e in rates if e["step"] == 8 and "lr" in e) == pytest.approx(1e-3 / (0.3 * 8))
     run(tmp_path / "cut", steps=9)  # a number of one's own ends the plan
     assert json.loads((tmp_path / "cut" / "plan.json").read_text())["steps"] == [{"from": 0, "steps": 9}]
+
+
+def test_a_folder_is_resumed_without_saying_it_all_again(tmp_path, picture_folder, monkeypatch):
+    """Preset, steps and the model to start from are those that the run began with."""
+    small = {"size": 16, "settings": SETTINGS, "batch": 4, "report_steps": 100}
+    monkeypatch.setitem(PRESETS, "small", Preset("16 px", 1.0, 0, small))
+    out = tmp_path / "out"
+    run_recipe(TrainRequest(source=picture_folder, out=out, steps=2))
+    run_recipe(TrainRequest(source=picture_folder, out=out, resume=True))
+    assert saved_steps(out) == [2]
+    run_recipe(TrainRequest(source=picture_folder, out=out, resume=True, steps=3))
+    assert saved_steps(out)[0] == 3 and recorded(out).at(0) == 3
+    tuned = tmp_path / "tuned"
+    run_recipe(TrainRequest(source=picture_folder, out=tuned, steps=1, start=str(out)))
+    run_recipe(TrainRequest(source=picture_folder, out=tuned, resume=True, steps=2))
+    assert saved_steps(tuned)[0] == 2
+    assert json.loads((tuned / "model" / "model.json").read_text())["training"]["recipe"]["start"] == str(out)
 
 
 @pytest.mark.parametrize("kind", [TrainRequest, EstimateRequest])

@@ -34,7 +34,8 @@ app = App(
 Try:
   unfog generate "a red apple" --style noto --seed 7
   unfog generate --like out/a-red-apple-noto-7.png
-  unfog train my-pictures/ --out my-model --minutes 30
+  unfog estimate my-pictures/ --budget 30m
+  unfog train my-pictures/ --out my-model --budget 30m
   unfog report my-model --open
   unfog verify my-model
   unfog evaluate my-model --against my-pictures/

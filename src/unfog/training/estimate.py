@@ -361,8 +361,10 @@ def estimate(request: EstimateRequest) -> Estimate:
 
 
 def begin(request: TrainRequest, recipe: Recipe, data: PictureSet, model: Model | None) -> tuple[Recipe, Budget | None]:
-    """The recipe that a run trains by and the plan that keeps it within its budget; None where it has no budget."""
+    """The recipe that a run trains by and its plan, which keeps it within a budget; None where a recipe file says it all."""
     import sys
+
+    from unfog.training.run import of_folder
 
     kept = recorded(request.out) if request.resume else None
     began = time.monotonic() - since_start()
@@ -372,8 +374,9 @@ def begin(request: TrainRequest, recipe: Recipe, data: PictureSet, model: Model 
         kept.seconds, kept.began = request.budget, began
         return kept.recipe, kept
     recipe, found = planned(request, recipe, data, model)
-    if found is None:
-        return recipe, None
+    if found is None:  # without a recipe file, what was chosen must be known when the run is resumed
+        alone = of_folder(request) and int(os.environ.get("WORLD_SIZE", 1)) == 1
+        return recipe, Budget(request.out, recipe, preset=request.preset) if alone else None
     preset = f"preset {found.preset} ({PRESETS[found.preset].about}), " if found.preset else ""
     steps = f"{recipe.steps} steps of {recipe.batch}, {clock(found.step_seconds)} each"
     times = f"about {clock(found.total_seconds)} of {clock(found.budget_seconds or 0)}"

@@ -72,7 +72,7 @@ def settings(scene: Scene) -> Iterator[Finding]:
         yield warning(
             "lr",
             f"warm_up: {recipe.warm_up} steps are the whole run of {recipe.steps}, whose learning rate "
-            f"never gets to lr; take {recipe.steps // 10} or fewer",
+            f"never gets to lr; take {max(recipe.steps // 10, 1)} or fewer",
         )
     if recipe.steps < EMA_EVERY:
         yield warning(

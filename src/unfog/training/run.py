@@ -24,7 +24,7 @@ from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
 from unfog.requests import EstimateRequest, TrainRequest
 from unfog.training import began
-from unfog.training.budget import Budget
+from unfog.training.budget import Budget, recorded
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.ema import PowerEMA
@@ -68,6 +68,8 @@ def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet,
         if request.preset is not None:
             raise UserError(f"preset: {source} has settings of its own; leave --preset out, or give a folder of pictures")
     else:
+        if isinstance(request, TrainRequest) and request.resume and start is None and (kept := recorded(request.out)):
+            start = kept.recipe.start
         own: dict[str, Any] = {"name": source.stem or "my-model", "data": str(source), "recolour": 0.0}
         model, data = load(start) if start else None, source
         if model is not None:  # so many steps at half the rate: enough for some thousand pictures, little is forgotten
