@@ -131,6 +131,7 @@ def test_a_run_leaves_a_whole_model_and_its_adapter(tmp_path, start, few):
     # a tuned model tuned again: its way is not the next run's
     recipe, _, _ = settle(check(TrainRequest, {"source": few, "start": str(tmp_path)}))
     assert recipe.lora == 0 and recipe.lora_alpha is None
+    assert recipe.lr == pytest.approx(before.card["training"]["recipe"]["lr"] / 4)  # half of half, as without branches
 
 
 def test_prior_pictures_are_made_once_and_alike(tmp_path, start):
