@@ -10,6 +10,7 @@ Gal et al. 2022, arXiv:2208.01618 (words).
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -97,6 +98,7 @@ def prior_pictures(recipe: Recipe, model: Model, out: Path) -> PictureSet:
 
     from unfog.modalities.image.show import png_bytes
 
+    print(f"{recipe.name}: {model.name} makes {recipe.prior_count} pictures of {name!r} first, once", file=sys.stderr, flush=True)
     styles = [[None, *model.styles][i % (len(model.styles) + 1)] for i in range(recipe.prior_count)]
     made = model.generate_many([name] * len(styles), styles, list(range(len(styles))))
     lines = [json.dumps({"file_name": f"{i:04d}.png", "name": name, "style": style or ""}) for i, style in enumerate(styles)]
