@@ -110,7 +110,7 @@ def measure(pictures: Path, runs: dict[str, Path]) -> dict[str, object]:
     made = {(name, prompt): model.generate_many([prompt] * len(SEEDS), STYLES, SEEDS, batch=8, steps=10)
             for name, model in models.items() for prompt in ("a cat", "a sks cat")}  # fmt: skip
     first = made["start", "a cat"]
-    found: dict[str, object] = {"start": START, "start_hash": models["start"].hash, "steps": STEPS, "rank": RANK, "n": len(SEEDS)}
+    found: dict[str, object] = {"model": START, "model_hash": models["start"].hash, "steps": STEPS, "rank": RANK, "n": len(SEEDS)}
     distances = {}
     for name in models:
         cats, subjects = made[name, "a cat"], made[name, "a sks cat"]
