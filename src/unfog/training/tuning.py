@@ -60,6 +60,10 @@ def settled(recipe: Recipe, request: TrainRequest, model: Model | None) -> Recip
     if model is None and (recipe.lora or recipe.subject or recipe.word):
         way = "lora" if recipe.lora else "subject" if recipe.subject else "word"
         raise UserError(f"{way}: tunes a model that is there; name it with --start")
+    if model is not None and recipe.lora:
+        network = model.denoiser.network
+        assert isinstance(network, nn.Module)
+        lora.candidates(network, recipe.lora_targets)  # a wrong name is told before anything is written
     return recipe
 
 
