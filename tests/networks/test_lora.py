@@ -135,6 +135,18 @@ def test_saved_and_loaded(tmp_path):
         lora.merged(weights, lora.state(one), 1.0)
 
 
+@pytest.mark.parametrize("a, b", [
+    ((2, 3, 3, 3), (4, 2)), ((2, 3, 3, 3), (4, 2, 3, 3)), ((2, 3), (4, 2, 1, 1)), ((2, 3, 3, 3), (4, 1, 1, 1)),
+    ((), (4, 2, 1, 1)),
+    ((2, 3, 3, 3), ()), ((2, 5, 3, 3), (4, 2, 1, 1)), ((2, 3, 3, 3), (5, 2, 1, 1)),
+])  # fmt: skip
+def test_branches_of_a_stranger_must_fit(a, b):
+    weights = {"w.weight": torch.zeros(4, 3, 3, 3)}
+    assert lora.merged(weights, {"w.a": torch.ones(2, 3, 3, 3), "w.b": torch.ones(4, 2, 1, 1)}, 1.0)["w.weight"].eq(2).all()
+    with pytest.raises(UserError, match="layer w of the adapter does not fit"):
+        lora.merged(weights, {"w.a": torch.ones(a), "w.b": torch.ones(b)}, 1.0)
+
+
 def stirred_dit(seed):
     network = built("dit")
     lora.add(network, 2, seed=seed)

@@ -131,6 +131,7 @@ def test_a_run_leaves_a_whole_model_and_its_adapter(tmp_path, start, few):
     # a tuned model tuned again: its way is not the next run's
     recipe, _, _ = settle(check(TrainRequest, {"source": few, "start": str(tmp_path)}))
     assert recipe.lora == 0 and recipe.lora_alpha is None
+    assert recipe.lr == pytest.approx(before.card["training"]["recipe"]["lr"] / 4)  # half of half, as without branches
 
 
 def test_prior_pictures_are_made_once_and_alike(tmp_path, start):
@@ -257,7 +258,9 @@ def test_a_word_learns_to_be_what_the_model_knows(start):
     ({"subject": "sks cat", "start": None}, "subject: tunes a model"), ({"word": "<a>", "start": None}, "word: tunes a model"),
     ({"word": "<a>", "lora": 2}, "word and lora are two ways"), ({"word": "<a>", "subject": "b c"}, "word and subject are two"),
     ({"class_prompt": "cat"}, "class_prompt goes with subject or word"), ({"lora_alpha": 2.0}, "lora_alpha goes with lora"),
-    ({"lora_targets": ["out"]}, "lora_targets goes with lora"), ({"prior_weight": 2.0}, "prior_weight goes with subject"),
+    ({"lora_targets": ["out"]}, "lora_targets goes with lora"),
+    ({"lora": 2, "lora_targets": ["atention"]}, "did you mean attention"),
+    ({"prior_weight": 2.0}, "prior_weight goes with subject"),
     ({"prior_count": 9}, "prior_count goes with subject"), ({"word_vectors": 3}, "word_vectors goes with word"),
     ({"subject": "sks"}, "subject names no class to keep; give class_prompt, or prior_weight 0"),
     ({"subject": "a b", "prior_weight": 0.0, "prior_count": 3}, "prior_count goes with a prior_weight above 0"),

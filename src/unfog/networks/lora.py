@@ -172,7 +172,14 @@ def merged(weights: Mapping[str, Tensor], values: Mapping[str, Tensor], factor: 
     out = dict(weights)
     for name in sorted({key.rpartition(".")[0] for key in values}):
         a, b, weight = values.get(f"{name}.a"), values.get(f"{name}.b"), weights.get(f"{name}.weight")
-        if a is None or b is None or weight is None or (len(b), *a.shape[1:]) != tuple(weight.shape) or len(a) != b.shape[1]:
+        if a is None or b is None or weight is None or not _fit(a, b, weight):
             raise UserError(f"lora: layer {name} of the adapter does not fit this network; use it with the model it was made for")
         out[f"{name}.weight"] = weight.float() + change(a, b, factor).to(weight.device)
     return out
+
+
+def _fit(a: Tensor, b: Tensor, weight: Tensor) -> bool:
+    """Whether B·A is of the weight's shape; they may come from a stranger."""
+    if a.ndim != weight.ndim or b.ndim != weight.ndim or weight.ndim < 2 or not (a.is_floating_point() and b.is_floating_point()):
+        return False
+    return (len(b), *a.shape[1:]) == tuple(weight.shape) and tuple(b.shape[1:]) == (len(a), *(1,) * (weight.ndim - 2))
