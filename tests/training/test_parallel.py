@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from torch import nn
 from unfog.diffusion import Gaussian, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError
-from unfog.training.checkpoint import only_run, saved_steps
+from unfog.training.checkpoint import Checkpoints, only_run, saved_steps
 from unfog.training.denoising import Denoising
+from unfog.training.ema import PowerEMA
 from unfog.training.loop import fit
-from unfog.training.optimisers import orthogonal
+from unfog.training.optimisers import MuonAdamW, orthogonal
 from unfog.training.parallel import blocks, by_rows, clipped, local, parallelise, rows, sharded, twin, whole
 from unfog.training.peers import Peers
 from unfog.training.run import build_network
@@ -316,3 +318,24 @@ def test_one_that_stands_still_is_not_waited_for_for_ever(tmp_path, monkeypatch)
         os._exit(3)
 
     assert together(2, work) == [3, 0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory in /proc")
+def test_a_checkpoint_is_read_without_holding_it(tmp_path):
+    """Of a file of 32 MB a process that looks at one tensor holds little: others of the same machine share the rest."""
+    network = nn.ModuleDict({str(i): nn.Linear(1000, 1000) for i in range(4)})
+    checkpoints = Checkpoints(tmp_path, network, PowerEMA(network), MuonAdamW(network))
+    checkpoints.save(1)
+    assert (tmp_path / "checkpoints" / "0000001.safetensors").stat().st_size > 30e6
+
+    def own_memory():
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(lines["RssAnon"].split()[0]) * 1024
+
+    before = own_memory()
+    state = checkpoints._read(1)
+    assert torch.equal(state["network.2.bias"], network["2"].bias)
+    assert own_memory() - before < 8e6
+    again = nn.ModuleDict({str(i): nn.Linear(1000, 1000) for i in range(4)})
+    assert Checkpoints(tmp_path, again, PowerEMA(again), MuonAdamW(again)).load() == 1
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True))

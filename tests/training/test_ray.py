@@ -51,7 +51,7 @@ def killed_once(out, run):
 def test_workers_of_ray_make_what_one_process_makes(tmp_path, picture_folder, kill):
     pytest.importorskip("ray")
     fields = {"name": "things", "data": str(picture_folder), "size": 16, "network": "dit", "settings": SETTINGS, "recolour": 0.0,
-              "steps": 60, "batch": 4, "report_steps": 60, "checkpoint_minutes": 1e-9}  # fmt: skip
+              "steps": 30, "batch": 4, "report_steps": 30, "checkpoint_minutes": 1e-9}  # fmt: skip
     source = tmp_path / "things.json"
     source.write_text(json.dumps(fields))
 
@@ -63,8 +63,8 @@ def test_workers_of_ray_make_what_one_process_makes(tmp_path, picture_folder, ki
     alone, run = train(tmp_path / "one"), train(tmp_path / "two", "--ray", "2")
     if kill:
         killed_once(tmp_path / "two", run)
-    said = [process.communicate(timeout=280)[1] for process in (alone, run)]
+    said = [process.communicate(timeout=600)[1] for process in (alone, run)]
     assert [alone.returncode, run.returncode] == [0, 0], said
-    names = ["checkpoints/0000060.safetensors", "events.jsonl", "model/model.json", "model/network.safetensors"]
+    names = ["checkpoints/0000030.safetensors", "events.jsonl", "model/model.json", "model/network.safetensors"]
     one, two = ([hashlib.sha256((tmp_path / out / name).read_bytes()).hexdigest() for name in names] for out in ("one", "two"))
     assert one == two

@@ -7,6 +7,7 @@ OUT/lock                                held by the process that trains there; t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from unfog.errors import UserError
@@ -139,12 +140,12 @@ class Checkpoints:
     def _read(self, step: int) -> dict[str, Tensor]:
         about = json.loads((self.folder / f"{step:07d}.json").read_bytes())
         digests, self.sums = about["sha256"], about.get("sums", {})
-        parts = {name: (self.folder / name).read_bytes() for name in digests}  # all: processes must agree on the step
-        for name, data in parts.items():
-            if sha256(data) != digests[name]:
-                raise ValueError(f"sha256 of {name} differs")
+        for name, digest in digests.items():  # all: processes must agree on the step
+            with open(self.folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise ValueError(f"sha256 of {name} differs")
         own = self._part(step, self.peers.rank).name  # a process that the run did not have before begins as process 0
-        return load(parts[own if own in parts else self._part(step, 0).name])
+        return load_file(self.folder / (own if own in digests else self._part(step, 0).name))  # mapped: read where it is used
 
     def _take(self, state: dict[str, Tensor], step: int) -> None:
         for prefix, module in self.modules.items():

@@ -89,9 +89,10 @@ def _shard(network: nn.Module, count: int, device: str) -> None:
 
     for p in network.parameters():
         p.data = p.data.contiguous()  # rows are cut off the memory as it lies
+    empty = {p for p in network.parameters() if not p.numel()}  # such as no registers: nothing to cut
     mesh = init_device_mesh(device, (count,))
     for part in [*blocks(network), network]:
-        fully_shard(part, mesh=mesh)
+        fully_shard(part, mesh=mesh, ignored_params=empty)
     for part in network.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)  # the loss is divided by the whole batch already
