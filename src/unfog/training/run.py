@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,15 @@ def run_recipe(request: TrainRequest) -> Path:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
     if int(os.environ.get("RANK", 0)):  # the leader holds the folder for all
         return _run(recipe, request, model, *_corpora(recipe, request, data, model))
+    fresh = not request.out.exists()
     with only_run(request.out):
-        return _run(recipe, request, model, *_corpora(recipe, request, data, model))
+        try:
+            corpora = _corpora(recipe, request, data, model)
+        except UserError:
+            if fresh:  # what this start has just made
+                shutil.rmtree(request.out, ignore_errors=True)
+            raise
+        return _run(recipe, request, model, *corpora)
 
 
 def _corpora(recipe: Recipe, request: TrainRequest, data: PictureSet, model: Model | None) -> tuple[Corpus, Corpus]:
