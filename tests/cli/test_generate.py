@@ -166,6 +166,7 @@ BAD = {
     "last seed too large": (["x", "-n", "2", "--seed", str(2**63 - 1)], "seed"),
     "n 0": (["x", "-n", "0"], "n:"),
     "batch 0": (["x", "--batch", "0"], "batch"),
+    "aspect 3x2": (["x", "--aspect", "3x2"], "aspect"),
     "unknown sampler": (["x", "--sampler", "hein"], "heun"),
     "missing model": (["x", "--model", "nope"], "did you mean emoji-64?"),
     "unknown option": (["x", "--sacle", "3"], "--scale"),

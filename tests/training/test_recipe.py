@@ -70,10 +70,11 @@ def test_unknown_network_setting_is_one_line():
         build_network(Recipe(settings={"depth": 3}), 0)
 
 
-def test_an_unreadable_picture_is_named_and_nothing_is_written(tmp_path, picture_folder):
-    (picture_folder / "07.png").write_bytes(b"\x89PNG\r\n\x1a\n not a picture")
+def test_unreadable_pictures_are_named_and_nothing_is_written(tmp_path, picture_folder):
+    for name in ("07.png", "09.png"):  # one of so few would be left out
+        (picture_folder / name).write_bytes(b"\x89PNG\r\n\x1a\n not a picture")
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"07\.png is not a readable picture"):
+    with pytest.raises(UserError, match=r"2 of 12 pictures cannot be read \(07\.png is not a readable picture"):
         run_recipe(TrainRequest(source=picture_folder, out=out))
     assert not out.exists()
 

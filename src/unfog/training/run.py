@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -143,10 +144,17 @@ def run_recipe(request: TrainRequest) -> Path:
     recipe, budget = begin(request, recipe, data, model)
     if int(os.environ.get("RANK", 0)):  # the leader holds the folder for all
         return _run(recipe, request, model, *_corpora(recipe, request, data, model), budget)
+    fresh = not request.out.exists()
     with only_run(request.out):
+        try:
+            corpora = _corpora(recipe, request, data, model)
+        except UserError:
+            if fresh:  # what this start has just made
+                shutil.rmtree(request.out, ignore_errors=True)
+            raise
         if budget is not None:
             budget.write()
-        return _run(recipe, request, model, *_corpora(recipe, request, data, model), budget)
+        return _run(recipe, request, model, *corpora, budget)
 
 
 def _corpora(recipe: Recipe, request: TrainRequest, data: PictureSet, model: Model | None) -> tuple[Corpus, Corpus]:

@@ -49,7 +49,7 @@ def settled(recipe: Recipe, request: TrainRequest | EstimateRequest, model: Mode
     folder = request.source.suffix not in (".json", ".py")
     update: dict[str, Any] = dict(asked)
     if folder:  # the start model's own recipe may have been a tuned one: its way is not this run's
-        rate = recipe.lr / (LORA_LR if recipe.lora else 1) * (LORA_LR if request.lora else 1)
+        rate = recipe.lr / (LORA_LR if recipe.lora else 1) * (LORA_LR if asked.get("lora") else 1)
         update = {**Tuning().model_dump(), "lr": rate, **asked}
     subject, word = (asked.get(way) or getattr(recipe, way) for way in ("subject", "word"))
     if folder and (subject or word):

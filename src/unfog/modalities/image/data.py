@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from unfog.errors import UserError
 from unfog.modalities.image import sources, tables
@@ -85,9 +85,9 @@ class PictureSet:
     def _unreadable(self, name: str, error: Exception) -> UserError:
         if isinstance(error, UserError):
             return error
-        return UserError(
-            f"{self.path}: {name} is not a readable picture ({str(error).split(chr(10))[0][:80]}); repair or remove it"
-        )
+        known = not isinstance(error, UnidentifiedImageError)  # whose own words name an object in memory
+        reason = str(error).split("\n")[0][:80] if known else "its first bytes are no picture's"
+        return UserError(f"{self.path}: {name} is not a readable picture ({reason}); repair or remove it")
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of picture `index` in pixels, from its head alone."""
