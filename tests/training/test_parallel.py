@@ -324,7 +324,7 @@ def test_one_that_stands_still_is_not_waited_for_for_ever(tmp_path, monkeypatch)
 def test_a_checkpoint_is_read_without_holding_it(tmp_path):
     """Of a file of 32 MB a process that looks at one tensor holds little: others of the same machine share the rest."""
     network = nn.ModuleDict({str(i): nn.Linear(1000, 1000) for i in range(4)})
-    checkpoints = Checkpoints(tmp_path, network, PowerEMA(network), MuonAdamW(network))
+    checkpoints = Checkpoints(tmp_path, network, [PowerEMA(network)], MuonAdamW(network))
     checkpoints.save(1)
     assert (tmp_path / "checkpoints" / "0000001.safetensors").stat().st_size > 30e6
 
@@ -337,5 +337,5 @@ def test_a_checkpoint_is_read_without_holding_it(tmp_path):
     assert torch.equal(state["network.2.bias"], network["2"].bias)
     assert own_memory() - before < 8e6
     again = nn.ModuleDict({str(i): nn.Linear(1000, 1000) for i in range(4)})
-    assert Checkpoints(tmp_path, again, PowerEMA(again), MuonAdamW(again)).load() == 1
+    assert Checkpoints(tmp_path, again, [PowerEMA(again)], MuonAdamW(again)).load() == 1
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True))

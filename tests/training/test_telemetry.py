@@ -261,7 +261,8 @@ def test_distance_of_two_networks():
 
 def corpus_of(pictures, corpus):
     pictures = torch.from_numpy(pictures)
-    return types.SimpleNamespace(pictures=pictures, plain=len(pictures)) if corpus is None else corpus
+    pixels = lambda chosen: list(pictures[torch.from_numpy(chosen)].numpy())  # noqa: E731
+    return types.SimpleNamespace(pixels=pixels, plain=len(pictures)) if corpus is None else corpus
 
 
 @pytest.mark.parametrize("side", [16, 64])

@@ -29,6 +29,7 @@ from unfog.training.loop import fit, train_step
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.recipe import Recipe
 from unfog.training.run import build_network, run_recipe, settle
+from unfog.training.states import text_states
 from unfog.training.tuning import TunedCorpus, TunedDenoising, named, prior_pictures, with_prior
 
 SETTINGS = {"unshuffle": 4, "widths": [16, 16], "blocks": [1, 1], "attention": [False, True], "embedding": 16}
@@ -170,7 +171,7 @@ def test_subject_and_prior_share_each_batch(tmp_path, start, few):
     assert not any("sks" in caption for caption in told[1]) and told[1].count("") == 1
     assert joined.names[3] == "prior/0000.png" and joined.styles == model.styles
     # the weights: rows by turns, whichever rows are asked for
-    joined.encode_captions(TextEncoder.load())
+    text_states(joined, TextEncoder.load(), tmp_path)
     network = build_network(recipe, len(joined.styles))
     denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
     task = TunedDenoising(recipe, joined, denoiser, network)
@@ -226,7 +227,7 @@ def test_a_word_is_learned_and_nothing_else(tmp_path, start, few):
     assert [p.tobytes() for p in base.generate("<mine>", seed=1)] != [p.tobytes() for p in ours.generate("<mine>", seed=1)]
 
 
-def test_a_word_learns_to_be_what_the_model_knows(start):
+def test_a_word_learns_to_be_what_the_model_knows(tmp_path, start):
     """The loss of pictures falls when the word that names them is learned, with the network as it is."""
     model = unfog.load(start)
     network = model.denoiser.network.float()
@@ -236,7 +237,7 @@ def test_a_word_learns_to_be_what_the_model_knows(start):
     corpus = Corpus(torch.zeros(4, 16, 16, 4, dtype=torch.uint8), np.full(4, 2), np.ones((4, 2), int), 4, ["", "a <x>"],
                     model.styles, model.codec, ["p.png"] * 4)  # fmt: skip
     encoder = TextEncoder.load()
-    corpus.encode_captions(encoder)
+    text_states(corpus, encoder, tmp_path)
     joined = TunedCorpus(**{f: getattr(corpus, f) for f in corpus.__dataclass_fields__})
     recipe = Recipe(word="<x>", batch=8, size=16, lr=0.02, steps=30, warm_up=1, noise_mean=1.0)
     tuned = tuning.tuned(recipe, network, model.denoiser, [joined], model, encoder, "cpu")

@@ -42,8 +42,11 @@ from unfog.training.gate_scene import warning
 from unfog.training.loop import averages_of, train_step
 from unfog.training.machine import Peak, crowded, memory, resident, since_start
 from unfog.training.optimisers import MuonAdamW
+from unfog.training.parallel import parallelise
+from unfog.training.peers import Peers
 from unfog.training.presets import CHOSEN, EPOCHS, LEAST_STEPS, PRESETS
 from unfog.training.recipe import Recipe
+from unfog.training.tuning import prepare
 from unfog.training.watch import COUNT, NOISE_BINS, draw_samples, held_out_loss, rows_shown, sheet
 
 SAMPLE, CAPTIONS = 128, 96  # pictures read and captions encoded to learn how fast that goes
@@ -177,10 +180,12 @@ def measure_steps(recipe: Recipe, data: Data, model: Model | None, longest: floa
         with Peak() as peak:
             network = first_network(recipe, len(corpus.styles), model).to(device)
             corpus.to(device)
-            stepped = torch.compile(network) if recipe.compile else network
+            if recipe.lora:
+                prepare(recipe, network)
+            stepped = parallelise(network, recipe, Peers(), device)
             denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
             task = Denoising(recipe, corpus, denoiser, network, device)
-            optimiser, averages = MuonAdamW(network, recipe.lr), averages_of(recipe, network)
+            optimiser, averages = MuonAdamW(network, recipe.lr, extra=task.extra), averages_of(recipe, network)
             network.train()
             taken: list[float] = []
             began = time.perf_counter()
@@ -188,8 +193,8 @@ def measure_steps(recipe: Recipe, data: Data, model: Model | None, longest: floa
                 start = time.perf_counter()
                 if step >= 2 + STEPS[0] and start - began > longest:
                     break
-                train_step(network, task.loss, optimiser, averages, task.batch(step), lr=recipe.lr * 1e-3, clip=recipe.clip,
-                           step=step, dtype=dtype, accumulate=recipe.accumulate, whole=recipe.batch)  # fmt: skip
+                train_step(network, task.loss, optimiser, averages, task.batch(step), lr=recipe.lr * 1e-3, step=step, dtype=dtype,
+                           clip=recipe.clip, accumulate=recipe.accumulate, whole=recipe.batch, extra=task.extra)  # fmt: skip
                 taken.append(time.perf_counter() - start)
         with Peak() as peak_saved:
             start = time.perf_counter()

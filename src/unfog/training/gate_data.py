@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfog.training.corpus import Corpus
 from unfog.training.gate_scene import Finding, Scene, error, warning
 
 LOOKED_AT = 4096  # pictures that are hashed
@@ -21,10 +22,10 @@ WEIGHTS_EACH = 200_000  # parameters a picture
 
 
 def _several(scene: Scene, number: int = ENCODED) -> Tensor:
-    """Some pictures of the whole set, evenly, (B, H, W, 4) uint8 on the host."""
-    pictures, plain = scene.corpus.pictures, scene.corpus.plain
+    """Some pictures of the whole set, evenly, (B, H, W, 4) uint8 on the host; of several shapes, those of the commonest."""
+    corpus, plain = scene.corpus, scene.corpus.plain
     places = np.unique(np.linspace(0, plain - 1, min(number, plain)).astype(int))
-    return pictures[torch.from_numpy(places).to(pictures.device)].cpu()
+    return torch.from_numpy(np.stack(corpus.pixels(places[max(corpus.alike(places), key=len)])))
 
 
 def items(scene: Scene) -> Iterator[Finding]:
@@ -97,19 +98,27 @@ def values(scene: Scene) -> Iterator[Finding]:
         )
 
 
-def hashes(pictures: Tensor) -> tuple[list[bytes], list[bytes]]:
-    """Exact and near hashes of (N, H, W, 4) uint8 pictures. Near: signs of the differences between neighbours in a 9×8
-    thumbnail, and the mean colour in 8 steps a channel; equal for pictures that were saved anew or slightly changed."""
+def hashes(corpus: Corpus, count: int) -> tuple[list[bytes], list[bytes]]:
+    """Exact and near hashes of the first `count` pictures, in any order, but the same in both."""
     exact, near = [], []
-    for chunk in pictures.split(256):
-        chunk = chunk.cpu()
-        exact += [hashlib.blake2b(p.tobytes(), digest_size=16).digest() for p in chunk.numpy()]
-        planes = chunk.permute(0, 3, 1, 2).float()
-        planes = torch.cat([planes[:, :3] * planes[:, 3:] / 255, planes[:, 3:]], 1)
-        small = torch.nn.functional.adaptive_avg_pool2d(planes.mean(1, keepdim=True), (8, 9))[:, 0]
-        rises = small.diff(dim=-1) > 1.0
-        colour = (planes.mean((2, 3)) / 32).to(torch.uint8)
-        near += [np.packbits(r).tobytes() + c.tobytes() for r, c in zip(rises.flatten(1).numpy(), colour.numpy(), strict=True)]
+    for places in corpus.alike(np.arange(count)):
+        for first in range(0, len(places), 256):
+            found = _hashes(torch.from_numpy(np.stack(corpus.pixels(places[first : first + 256]))))
+            exact += found[0]
+            near += found[1]
+    return exact, near
+
+
+def _hashes(chunk: Tensor) -> tuple[list[bytes], list[bytes]]:
+    """Of (N, H, W, 4) uint8 pictures. Near: signs of the differences between neighbours in a 9×8
+    thumbnail, and the mean colour in 8 steps a channel; equal for pictures that were saved anew or slightly changed."""
+    exact = [hashlib.blake2b(p.tobytes(), digest_size=16).digest() for p in chunk.numpy()]
+    planes = chunk.permute(0, 3, 1, 2).float()
+    planes = torch.cat([planes[:, :3] * planes[:, 3:] / 255, planes[:, 3:]], 1)
+    small = torch.nn.functional.adaptive_avg_pool2d(planes.mean(1, keepdim=True), (8, 9))[:, 0]
+    rises = small.diff(dim=-1) > 1.0
+    colour = (planes.mean((2, 3)) / 32).to(torch.uint8)
+    near = [np.packbits(r).tobytes() + c.tobytes() for r, c in zip(rises.flatten(1).numpy(), colour.numpy(), strict=True)]
     return exact, near
 
 
@@ -118,13 +127,14 @@ def duplicates(scene: Scene) -> Iterator[Finding]:
     count = min(scene.corpus.plain, LOOKED_AT)
     if count < 2:
         return
-    exact, near = hashes(scene.corpus.pictures[:count])
+    exact, near = hashes(scene.corpus, count)
     copies, alike = (1 - len(set(found)) / count for found in (exact, near))
     first = [name for name, number in Counter(exact).items() if number > 1]
     if len(set(exact)) == 1:
         yield error("duplicates", f"data: all {count} pictures are the same; give others")
     elif copies > EXACT and count >= FEW:
-        named = scene.corpus.names[exact.index(first[0])]
+        order = np.concatenate(scene.corpus.alike(np.arange(count)))
+        named = scene.corpus.names[int(order[exact.index(first[0])])]
         yield warning(
             "duplicates",
             f"data: {copies:.0%} of the pictures are copies of another, such as {named}, and "
@@ -142,8 +152,8 @@ def held_out(scene: Scene) -> Iterator[Finding]:
     """Pictures that are held out and trained on."""
     if scene.held is scene.corpus or not scene.held.plain:
         return
-    trained = set(hashes(scene.corpus.pictures[: scene.corpus.plain])[0])
-    held = hashes(scene.held.pictures[: scene.held.plain])[0]
+    trained = set(hashes(scene.corpus, scene.corpus.plain)[0])
+    held = hashes(scene.held, scene.held.plain)[0]
     both = sum(h in trained for h in held)
     if both > 0.01 * len(held):
         yield (error if both > 0.5 * len(held) else warning)(

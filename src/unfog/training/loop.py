@@ -146,6 +146,7 @@ def fit(
     checkpoints = Checkpoints(out, network, averages, optimiser, peers, {"spikes": spikes.state}, task.extra)
     between = max(1, settings.steps // settings.snapshots) if settings.snapshots else 0
     step = checkpoints.load() if resume else 0
+    settings = telemetry.settings = plan(step) if plan is not None else settings
     telemetry.begin(step, checkpoints.sums)
     lap = telemetry.lap if next(network.parameters()).device.type == "cpu" else unmeasured  # elsewhere the clock runs ahead
     stop: list[int] = []
@@ -156,7 +157,7 @@ def fit(
     try:
         with telemetry:
             while True:
-                settings = plan(step) if plan is not None else settings
+                settings = telemetry.settings = plan(step) if plan is not None else settings
                 now = time.monotonic()
                 late = minutes is not None and now - began >= minutes * 60
                 due = now - saved > settings.checkpoint_minutes * 60
@@ -192,7 +193,7 @@ def fit(
                     )
                 step += 1
                 event = {"step": step, "loss": loss, "grad": norm, "lr": lr, "skipped": skipped}
-                show(step, {**event, "seconds": time.monotonic() - start, "waited": waited})
+                show(step, {**event, "steps": settings.steps, "seconds": time.monotonic() - start, "waited": waited})
                 telemetry.step(event)
                 if between and step % between == 0:
                     whole = [leaders(average, peers) for average in averages if average.sigma_rel in WIDTHS]
@@ -207,7 +208,7 @@ def fit(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    checkpoints.save(step)
+    checkpoints.save(step, telemetry.sums)
     for module in (network, *(average.network for average in averages)):
         peers.average(module)
     return leaders(ema, peers) or ema, step

@@ -82,7 +82,7 @@ class Shown:
     """Progress for a person on a terminal (rich), or a JSON line every half minute elsewhere."""
 
     def __init__(self, settings: LoopSettings, leads: bool = True, name: str = "training", batches: int = 1) -> None:
-        self.settings, self.leads, self.name = settings, leads, name
+        self.steps, self.leads, self.name = settings.steps, leads, name
         self.items = settings.batch * batches
         self.last = -math.inf
         self.remaining = Remaining(settings.steps, settings.report_steps)
@@ -105,16 +105,17 @@ class Shown:
             self.live.stop()
 
     def __call__(self, step: int, event: Mapping[str, Any]) -> None:
-        """After every step: loss, grad, lr, seconds, and waited, the seconds of those spent waiting for data."""
+        """After every step: loss, grad, lr, steps of the whole run, seconds, and waited, those of them spent waiting for data."""
         if not self.leads:
             return
+        self.steps = self.remaining.steps = event.get("steps", self.steps)  # a plan may have changed them
         self.remaining.step(event["seconds"])
         self.recent.append((event["seconds"], event.get("waited", 0.0)))
         self.spark.add(event["loss"])
         if math.isfinite(event["loss"]):
             self.smooth = event["loss"] if math.isnan(self.smooth) else 0.98 * self.smooth + 0.02 * event["loss"]
         now = time.monotonic()
-        if self.live is not None and (now - self.last >= REFRESH or step == self.settings.steps):
+        if self.live is not None and (now - self.last >= REFRESH or step == self.steps):
             self.last = now
             self.live.update(self.drawn(step), refresh=True)
         elif self.live is None and now - self.last >= EVERY:
@@ -152,8 +153,8 @@ class Shown:
         left = self.remaining.left(step)
         speed, waiting = self.speed()
         head = Table.grid(padding=(0, 1))
-        head.add_row(Text(self.name, style="bold"), ProgressBar(self.settings.steps, step, width=40),
-                     Text(f"{step:,}/{self.settings.steps:,}"),
+        head.add_row(Text(self.name, style="bold"), ProgressBar(self.steps, step, width=40),
+                     Text(f"{step:,}/{self.steps:,}"),
                      Text("" if left is None else f"{clock(left)} left", "cyan"))  # fmt: skip
         lines = [Text(f"loss {self.smooth:.4f} ") + Text(str(self.spark), "green"),
                  Text(f"{speed:,.1f} items/s, {waiting:.0%} waiting for data", "red" if waiting > 0.1 else "")]  # fmt: skip

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unfog.errors import UserError
-from unfog.modalities.image.augment import NUMBERS
 from unfog.requests import WORD, one_line
 
 
@@ -111,6 +110,8 @@ class Recipe(LoopSettings, Tuning):
 
     def network_settings(self, classes: int) -> dict[str, Any]:
         """What the network is built with for so many classes."""
+        from unfog.modalities.image.augment import NUMBERS  # here, so that reading a run's settings loads no torch
+
         told = {"augment": NUMBERS} if self.augment else {}
         return {"channels": 4, "classes": classes, **told, **self.settings}
 
