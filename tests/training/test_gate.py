@@ -333,7 +333,7 @@ def test_shipped_styles_are_not_taken_for_copies():
 
     data = PictureSet.open(unfog.data.path("emoji-64"))
     pictures = torch.from_numpy(np.stack([data.load(i, 32) for i in data.split("train")[:400]]))
-    exact, near = gate_data.hashes(pictures)
+    exact, near = gate_data._hashes(pictures)
     assert len(set(exact)) > 0.9 * 400 and len(set(near)) > 0.7 * 400
 
 

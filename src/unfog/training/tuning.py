@@ -59,7 +59,8 @@ def settled(recipe: Recipe, request: TrainRequest | EstimateRequest, model: Mode
         update["recolour"] = 0.0  # what is learned has its own colours
     if asked.get("lora") or recipe.lora or word:
         update["snapshots"] = 0  # averages of branches or words are no model's
-    recipe = checked({**recipe.model_dump(), **update}, str(request.source))
+    fields = {name: getattr(recipe, name) for name in type(recipe).model_fields}  # also those that a dump leaves out
+    recipe = checked({**fields, **update}, str(request.source))
     if model is None and (recipe.lora or recipe.subject or recipe.word):
         way = "lora" if recipe.lora else "subject" if recipe.subject else "word"
         raise UserError(f"{way}: tunes a model that is there; name it with --start")
