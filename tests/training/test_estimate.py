@@ -85,15 +85,14 @@ def test_a_data_set_is_reckoned_from_a_part_of_it(data, pictures, monkeypatch):
 
 @pytest.mark.slow
 def test_steps_are_those_of_training(data):
-    """Time grows with the batch; the checkpoint's size is the file's; the network and the random state are left alone."""
+    """They hold weights, gradients, averages and momentum; the checkpoint's size is the file's; random numbers stay."""
     state = torch.get_rng_state()
-    small = measure_steps(Recipe(**TINY), data, None, longest=0.3)
-    large = measure_steps(Recipe(**TINY | {"batch": 128}), data, None, longest=0.3)
+    found = measure_steps(Recipe(**TINY | {"batch": 128}), data, None, longest=0.3)
     assert torch.equal(state, torch.get_rng_state())
-    assert large.step > 1.2 * small.step > 0 and large.peak > small.peak
     parameters = sum(p.numel() for p in build_network(Recipe(**TINY), 0).parameters())
-    assert small.parameters == parameters and 3 * 4 * parameters < small.checkpoint_bytes < 4 * 4 * parameters + 200_000
-    assert small.report > 0
+    # weights, two averages, and of the optimiser one or two numbers a weight
+    assert found.parameters == parameters and 4 * 4 * parameters < found.checkpoint_bytes < 5 * 4 * parameters + 200_000
+    assert found.peak > 5 * 4 * parameters and found.step > 0 and found.report > 0
 
 
 def test_a_budget_is_filled_and_not_overrun(data):
@@ -208,9 +207,9 @@ def test_a_budgeted_run_ends_in_time_with_a_low_rate(tmp_path, pictures):
 
     source, out = tmp_path / "r.json", tmp_path / "out"
     source.write_text(json.dumps({**TINY, "settings": {**SETTINGS, "text_dim": 384}, "data": str(pictures), "warm_up": 4}))
-    start = time.monotonic() - since_start()  # the budget counts from the start of the process
-    run_recipe(TrainRequest(source=source, out=out, budget=round(since_start()) + 25.0))
-    assert time.monotonic() - start < since_start() + 5
+    start = time.monotonic()
+    run_recipe(TrainRequest(source=source, out=out, budget=45.0))
+    assert time.monotonic() - start < 50
     rates = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     last = [event for event in rates if "lr" in event][-1]
     plan = json.loads((out / "plan.json").read_text())

@@ -40,7 +40,7 @@ from unfog.training.ema import WIDTHS
 from unfog.training.gate import FITTED, TRIED, Finding, Scene, examine
 from unfog.training.gate_scene import warning
 from unfog.training.loop import averages_of, train_step
-from unfog.training.machine import Peak, crowded, memory, resident, since_start
+from unfog.training.machine import Peak, crowded, memory, resident, since_start, start_clock
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.parallel import parallelise
 from unfog.training.peers import Peers
@@ -359,6 +359,7 @@ def estimate(request: EstimateRequest) -> Estimate:
     """Measure for some seconds what `unfog train` with the same options would take. Raises UserError as that would."""
     from unfog.training.run import settle
 
+    start_clock()
     recipe, data, model = settle(request)
     _, found = planned(request, recipe, data, model)
     assert found is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+LOADING = 30.0  # seconds of age from which on a process does other things too, so that its age is none of a run's
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -66,7 +67,19 @@ class Peak:
             self.device = int(torch.cuda.max_memory_allocated() - self.held)
 
 
+def start_clock() -> None:
+    """A run or an estimate begins: from now on its time counts, and what a program that was just started took to load."""
+    global _began
+    loading = _age()
+    _began = time.monotonic() - (loading if loading < LOADING else 0.0)
+
+
 def since_start() -> float:
+    """Seconds since `start_clock`."""
+    return time.monotonic() - _began
+
+
+def _age() -> float:
     """Seconds since this process started; 3 where the system does not say (what loading torch takes)."""
     try:
         started = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]) / os.sysconf(
@@ -94,3 +107,7 @@ def crowded() -> bool:
         return torch.get_num_threads() > 1 and os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
     except OSError:
         return False
+
+
+_began = time.monotonic()
+start_clock()

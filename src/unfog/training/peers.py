@@ -40,7 +40,11 @@ class Peers:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
             if not dist.is_initialized():
                 with self.together():
-                    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+                    store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+                    # torchrun keeps its store when it starts processes again, and in it the addresses of those that died
+                    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+                    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=count,
+                                            timeout=PATIENCE)  # fmt: skip
 
     @property
     def leads(self) -> bool:

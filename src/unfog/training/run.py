@@ -32,6 +32,7 @@ from unfog.training.ema import PowerEMA
 from unfog.training.feed import Feed
 from unfog.training.gate import Scene, guard
 from unfog.training.loop import fit
+from unfog.training.machine import start_clock
 from unfog.training.parallel import parallelise, sharded
 from unfog.training.peers import Peers
 from unfog.training.pictures import kept_set
@@ -133,6 +134,7 @@ def run_recipe(request: TrainRequest) -> Path:
 
     Raises UserError before anything is written where the recipe, the data or OUT do not do.
     """
+    start_clock()
     check_trackers(request.track)
     if request.resume and (request.source / ABOUT).is_file():  # a run's own folder says all
         request = request.model_copy(update={"source": request.source / ABOUT, "out": request.source})
@@ -194,7 +196,8 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     if peers.leads:
         peers.wait()
     process = Gaussian(schedule_from_config(recipe.schedule))
-    if not (request.resume or recipe.subject or recipe.word):  # few pictures called alike are what the latter two are for
+    begun = request.resume and bool(saved_steps(out))
+    if not (begun or recipe.subject or recipe.word):  # few pictures called alike are what the latter two are for
         plain = Preconditioned(network, process, recipe.prediction)
         guard(Scene(recipe, corpus, held, plain, network, device, model), request.force, shown=peers.leads)
     way = prepare(recipe, network)
