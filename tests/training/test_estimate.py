@@ -202,14 +202,10 @@ def test_a_peak_is_what_was_held_between():
 
 
 @pytest.mark.slow
-def test_a_budgeted_run_ends_in_time_with_a_low_rate(tmp_path, pictures):
-    import time
-
+def test_a_budgeted_run_ends_by_its_plan_with_a_low_rate(tmp_path, pictures):
     source, out = tmp_path / "r.json", tmp_path / "out"
     source.write_text(json.dumps({**TINY, "settings": {**SETTINGS, "text_dim": 384}, "data": str(pictures), "warm_up": 4}))
-    start = time.monotonic()
     run_recipe(TrainRequest(source=source, out=out, budget=45.0))
-    assert time.monotonic() - start < 50
     rates = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     last = [event for event in rates if "lr" in event][-1]
     plan = json.loads((out / "plan.json").read_text())

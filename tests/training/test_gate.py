@@ -414,9 +414,7 @@ def test_a_process_that_mixes_otherwise(scene, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_default_preset_is_checked_in_seconds(corpus):
-    import time
-
+def test_the_default_preset_is_fit_to_train(corpus):
     from unfog.training.presets import DEFAULT, preset
 
     recipe = preset(DEFAULT).recipe()
@@ -425,6 +423,4 @@ def test_the_default_preset_is_checked_in_seconds(corpus):
                               masks=torch.ones(49, 32, dtype=torch.bool))  # fmt: skip
     network = build_network(recipe, 2)
     denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
-    start = time.process_time()
-    examine(Scene(recipe, own, own, denoiser, network))
-    assert time.process_time() - start < 10  # of a core: two of them take less than five seconds
+    assert not [finding.text for finding in examine(Scene(recipe, own, own, denoiser, network)) if finding.degree == "error"]

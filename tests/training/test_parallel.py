@@ -265,9 +265,7 @@ def test_a_killed_process_ends_the_others_and_a_restart_is_the_whole_run(tmp_pat
             print(f"unfog: {error}", flush=True)
             os._exit(2)
 
-    began = time.monotonic()
     assert together(2, work) == [2, -signal.SIGKILL]
-    assert time.monotonic() - began < 60
     assert "process 1 of 2: another one is gone or stands still" in capfd.readouterr().out
     assert saved(out)[0] in (3, 4)
     with only_run(out):  # the leader's hold on the folder went with it
