@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import time
 import types
 
 import numpy as np
