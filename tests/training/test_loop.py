@@ -19,7 +19,7 @@ from unfog.modalities.image.codec import RGBACodec
 from unfog.training.checkpoint import saved_steps
 from unfog.training.denoising import Denoising, mixed
 from unfog.training.ema import PowerEMA
-from unfog.training.loop import fit, lr_at, train_step
+from unfog.training.loop import fit, keeps, lr_at, train_step
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.peers import Peers
 from unfog.training.run import build_network
@@ -132,6 +132,14 @@ def test_a_checkpoint_of_another_network(tmp_path, tiny_recipe, tiny_corpus):
     settings = tiny_recipe().settings | {"embedding": 32}
     with pytest.raises(UserError, match="made with another network"):
         train(tiny_recipe(settings=settings), tiny_corpus, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("steps", "snapshots"), [(100, 16), (64, 16), (25, 16), (7, 16), (1000, 1), (10, 0)])
+def test_averages_are_kept_evenly_and_at_the_end(tiny_recipe, steps, snapshots):
+    recipe = tiny_recipe(steps=steps, snapshots=snapshots)
+    kept = [step for step in range(1, steps + 1) if keeps(recipe, step)]
+    assert len(kept) == min(snapshots, steps) and kept[-1:] == ([steps] if snapshots else [])
+    assert not kept or max(np.diff([0, *kept])) - min(np.diff([0, *kept])) <= 1
 
 
 def test_learning_rate(tiny_recipe):

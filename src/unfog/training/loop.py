@@ -111,6 +111,11 @@ def averages_of(settings: LoopSettings, network: nn.Module) -> list[PowerEMA]:
     return [PowerEMA(network, width, EMA_EVERY) for width in (settings.ema, *others)]
 
 
+def keeps(settings: LoopSettings, step: int) -> bool:
+    """Whether averages are kept after `step`: evenly over the run `snapshots` times (each step at most once), last at its end."""
+    return step * settings.snapshots // settings.steps > (step - 1) * settings.snapshots // settings.steps
+
+
 def lr_at(settings: LoopSettings, step: int) -> float:
     """Warm-up, constant, linear fall to zero over the last part: the constant part can be prolonged at any time."""
     falling = settings.decay * settings.steps
@@ -144,7 +149,6 @@ def fit(
     averages = averages_of(settings, network)
     optimiser, ema, spikes = MuonAdamW(network, settings.lr, extra=task.extra), averages[0], Spikes()
     checkpoints = Checkpoints(out, network, averages, optimiser, peers, {"spikes": spikes.state}, task.extra)
-    between = max(1, settings.steps // settings.snapshots) if settings.snapshots else 0
     step = checkpoints.load() if resume else 0
     settings = telemetry.settings = plan(step) if plan is not None else settings
     telemetry.begin(step, checkpoints.sums)
@@ -195,7 +199,7 @@ def fit(
                 event = {"step": step, "loss": loss, "grad": norm, "lr": lr, "skipped": skipped}
                 show(step, {**event, "steps": settings.steps, "seconds": time.monotonic() - start, "waited": waited})
                 telemetry.step(event)
-                if between and step % between == 0:
+                if keeps(settings, step):
                     whole = [leaders(average, peers) for average in averages if average.sigma_rel in WIDTHS]
                     if peers.leads:
                         kept.keep(out, step, [average for average in whole if average])
