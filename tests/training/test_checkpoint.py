@@ -135,6 +135,7 @@ class Dies:
         return self.left == 0
 
 
+@pytest.mark.slow
 def test_killed_at_every_write_fsync_and_rename(tmp_path, tiny_recipe, tiny_corpus):
     recipe = tiny_recipe(steps=3, checkpoint_minutes=OFTEN)
     train(recipe, tiny_corpus, tmp_path / "whole")
@@ -163,6 +164,7 @@ def states(out):
     return {step: load_file(out / "checkpoints" / f"{step:07d}.safetensors") for step in saved_steps(out)}
 
 
+@pytest.mark.slow
 def test_flipped_bits_and_cut_files_are_found_and_the_one_before_is_taken(tmp_path, tiny_recipe, tiny_corpus, capsys):
     recipe = tiny_recipe(steps=4, checkpoint_minutes=OFTEN)
     train(recipe, tiny_corpus, tmp_path)
