@@ -13,7 +13,8 @@ from unfog.modalities.image.data import PictureSet
 from unfog.requests import TrainRequest
 from unfog.training import began, pictures
 from unfog.training.corpus import build_corpus
-from unfog.training.pictures import Pile, free_memory, kept_set
+from unfog.training.machine import memory
+from unfog.training.pictures import Pile, kept_set
 from unfog.training.run import run_recipe
 from unfog.training.states import text_states
 
@@ -109,7 +110,7 @@ def test_a_pile_on_the_disk_is_a_npy(tmp_path):
         assert np.array_equal(pile.get(i // 2), rows[i // 2])
     assert not (tmp_path / "x.npy").exists()
     assert np.array_equal(pile.finish(), rows) and np.array_equal(np.load(tmp_path / "x.npy"), rows)
-    assert 1 << 24 < free_memory() < 1 << 50
+    assert 1 << 24 < memory() < 1 << 50
 
 
 # a run whose data change

@@ -11,12 +11,13 @@ import torch
 
 LOADING = 30.0  # seconds of age from which on a process does other things too, so that its age is none of a run's
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MEMORY, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
-def _field(name: str) -> int | None:
-    """Bytes of a line of /proc/self/status, where there is one (Linux)."""
+def _field(name: str, file: Path = STATUS) -> int | None:
+    """Bytes of a line of /proc/self/status or /proc/meminfo, where there is one (Linux)."""
     try:
-        for line in STATUS.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
@@ -91,14 +92,11 @@ def _age() -> float:
 
 
 def memory() -> int | None:
-    """Bytes of memory that the machine has and nobody needs, None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+    """Bytes of memory that can be had without swapping, within the limit of a container; None where the system does not say."""
+    found = [_field("MemAvailable", MEMORY)]
+    with contextlib.suppress(OSError, ValueError):  # no container; no limit reads "max"
+        found.append(int(LIMIT.read_text(encoding="utf-8")))
+    return min((size for size in found if size is not None), default=None)
 
 
 def crowded() -> bool:

@@ -23,6 +23,7 @@ from unfog.modalities.image.colours import main_colours, turn_hue
 from unfog.modalities.image.data import PictureSet
 from unfog.modalities.image.records import Record
 from unfog.training.buckets import Frame, nearest, used_frames
+from unfog.training.machine import memory
 from unfog.training.recipe import Recipe
 
 FOLDER = "pictures"
@@ -31,18 +32,7 @@ BROKEN = 0.05  # share of unreadable pictures above which a data set is refused
 FEW = 20  # pictures, of fewer than which one may be broken
 THREADS = 4
 HEAD = 128  # bytes of a .npy's head
-
-
-def free_memory() -> int:
-    """Bytes that can be had without swapping, and within the limit of a container."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-        found += [int(Path("/sys/fs/cgroup/memory.max").read_text())]
-    except (OSError, ValueError):  # another system; no limit reads "max"
-        pass
-    return min(found, default=1 << 33)
+UNKNOWN = 8 << 30  # bytes of memory where the system does not say
 
 
 class Pile:
@@ -163,7 +153,7 @@ class Decoded:
         pixels = max((w * h for w, h in self.frames), default=0)
         shape = (pixels, 4) if recipe.buckets else (recipe.size, recipe.size, 4)
         most = len(everyone) + (len(everyone) // 3 if self.turning else 0)
-        limit = SHARE * free_memory() if recipe.picture_memory is None else recipe.picture_memory * 2**30
+        limit = SHARE * (memory() or UNKNOWN) if recipe.picture_memory is None else recipe.picture_memory * 2**30
         if most * int(np.prod(shape)) <= limit / int(os.environ.get("WORLD_SIZE", 1)):
             self.place = None
         self.pile = Pile(shape, most, self.place)
