@@ -2,10 +2,8 @@
 
 import json
 import math
-import multiprocessing
 import os
 import signal
-import socket
 
 import numpy as np
 import pytest
@@ -23,6 +21,8 @@ from unfog.training.loop import fit, keeps, lr_at, train_step
 from unfog.training.optimisers import MuonAdamW
 from unfog.training.peers import Peers
 from unfog.training.run import build_network
+
+from . import processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -211,27 +211,15 @@ def test_seeds_of_near_numbers_are_far_apart():
 
 def together(recipe, corpus, out, count=2, stop_after=None, resume=False):
     """`count` processes train into one folder; the last is sent SIGTERM after step `stop_after`. -> exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
 
-    def peer(rank):
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        torch.set_num_threads(1)
-
+    def work(rank):
         def show(step, event):
             if rank == count - 1 and step == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         train(recipe, corpus, out, resume=resume, show=show, peers=Peers(recipe.average_steps))
 
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=peer, args=(rank,)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
+    return processes.together(count, work)
 
 
 def test_two_processes_end_with_the_mean_of_both(tmp_path, tiny_recipe, tiny_corpus):

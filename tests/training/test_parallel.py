@@ -1,10 +1,8 @@
 """A network laid over several processes: shards are the run of one process, in the same checkpoints; savers change no bit."""
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -27,6 +25,8 @@ from unfog.training.parallel import blocks, by_rows, clipped, local, parallelise
 from unfog.training.peers import Peers
 from unfog.training.run import build_network
 
+from .processes import spawned, together
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIT = {"network": "dit", "settings": {"size": 16, "width": 32, "depth": 2, "heads": 2, "registers": 1, "bottleneck": 16,
                                       "text_dim": 12}}  # fmt: skip
@@ -45,32 +45,6 @@ def train(recipe, corpus, out, resume=False, show=None, reports=None):
                  report=lambda step, ema: seen.append((step, ema.network)), show=show or (lambda *_: None),
                  peers=peers)  # fmt: skip
     return ema
-
-
-def spawned(count, work):
-    """`work(rank)` in `count` processes that know each other. -> the processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def peer(rank):
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        torch.set_num_threads(1)
-        work(rank)
-
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=peer, args=(rank,)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def together(count, work):
-    """As `spawned`, waited for. -> exit codes."""
-    processes = spawned(count, work)
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
 
 
 def runs(recipe, corpus, out, count=2, stop_after=None, resume=False):

@@ -235,7 +235,8 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         write_report(out)
         show.report(step, values, time.monotonic() - began)
 
-    feed, made = Feed(tuning.task, recipe.workers, peers.batches), out / ("model" if tuning.model else "adapter")
+    feed = Feed(tuning.task, recipe.workers, peers.batches, recipe.steps * peers.batches)
+    made = out / ("model" if tuning.model else "adapter")
     # a sharded network meets in its own passes, too
     with trackers, telemetry, Shown(recipe, peers.leads, recipe.name, peers.batches) as show, feed, peers.together():
         ema, step = fit(recipe, feed, tuning.learned, out, resume=request.resume, minutes=request.minutes, dtype=dtype,
