@@ -127,7 +127,7 @@ def row(side: Side) -> dict[str, Any]:
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """GFLOP/s of ours over each peer's, in the same setting; the loop alone, around diffusers' network; and over no loop."""
     found = {(r["side"], *(r[key] for key in SETTING)): r["gflops"] for r in rows}
-    pairs = [(ours, peer) for ours in ("unfog", "unfog, bf16", "unfog, finer") for peer in TARGETS]
+    pairs = [(ours, peer) for ours in ("unfog", "unfog, bf16", "unfog, finer", "unfog, AdamW") for peer in TARGETS]
     pairs += [("unfog around diffusers' network", "diffusers"), ("unfog", "plain torch, unfog's network")]
     return [
         {"ours": ours, "theirs": theirs, **dict(zip(SETTING, at, strict=True)),

@@ -143,9 +143,10 @@ def text() -> dict[str, Any]:
 
 
 def ours(
-    clock: Clock, batch: int, size: int, *, settings: dict[str, Any] | None = None, bf16: bool = False, around: bool = False
-) -> None:
-    """`fit` of training/loop.py as `unfog train` calls it, all settings but the network's at their defaults."""
+    clock: Clock, batch: int, size: int, *, settings: dict[str, Any] | None = None, bf16: bool = False, around: bool = False,
+    optimiser: str = "muon",
+) -> None:  # fmt: skip
+    """`fit` of training/loop.py as `unfog train` calls it, all settings but those given at their defaults."""
     import torch
 
     from unfog.diffusion import Gaussian, schedule_from_config
@@ -157,7 +158,7 @@ def ours(
     from unfog.training.recipe import Recipe
     from unfog.training.run import build_network
 
-    recipe = Recipe(size=size, batch=batch, settings=settings or OURS)
+    recipe = Recipe.model_validate({"size": size, "batch": batch, "settings": settings or OURS, "optimiser": optimiser})
     network = _adapter(size) if around else build_network(recipe, CLASSES)
     announce(network, lambda: network(torch.zeros(1, 4, size, size), torch.zeros(1), text()))
     clock.watch(network)
@@ -342,10 +343,11 @@ def denoising_diffusion_pytorch(clock: Clock, batch: int, size: int) -> None:
 SIDES: dict[str, Callable[..., None]] = {
     "unfog": ours,
     "unfog, bf16": lambda *args: ours(*args, bf16=True),
+    "unfog, AdamW": lambda *args: ours(*args, optimiser="adamw"),
     "unfog, finer": lambda *args: ours(*args, settings=FINER),
     "plain torch, unfog's network": plain,
     "diffusers": diffusers,
-    "unfog around diffusers' network": lambda *args: ours(*args, around=True),
+    "unfog around diffusers' network": lambda *args: ours(*args, around=True, optimiser="adamw"),
     "denoising-diffusion-pytorch": denoising_diffusion_pytorch,
 }
 

@@ -1,12 +1,15 @@
 """Muon's orthogonal matrices, and AdamW against PyTorch's."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from unfog.networks.unet import UNet
 from unfog.training import optimisers
-from unfog.training.optimisers import MuonAdamW, hidden_matrices, orthogonal
+from unfog.training.optimisers import MuonAdamW, hidden_matrices, optimiser_of, orthogonal
+from unfog.training.recipe import Recipe
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -96,3 +99,20 @@ def test_embeddings_stem_and_head_are_not_orthogonalised():
     names = {n for n, p in network.named_parameters() if id(p) in chosen}
     assert "down.0.0.block.conv_in.conv.weight" in names and "down.0.0.attention.qkv.weight" in names
     assert not any(n.startswith(("conditioning", "stem", "head")) or "modulation" in n or n.endswith("bias") for n in names)
+
+
+def test_a_recipe_that_asks_for_adamw_gets_it_for_all_weights():
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(5, 8), nn.SiLU(), nn.Linear(8, 2))
+    theirs = copy.deepcopy(ours)
+    mine = optimiser_of(Recipe(optimiser="adamw", lr=2e-3), ours)
+    other = torch.optim.AdamW(theirs.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    assert any(group["params"] for group in optimiser_of(Recipe(), ours).param_groups if group["kind"] == "muon")
+    x = torch.randn(16, 5)
+    for _ in range(20):
+        for network, optimiser in ((ours, mine), (theirs, other)):
+            optimiser.zero_grad()
+            (network(x).square().sum() + network(x).sin().sum()).backward()
+            optimiser.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-5)

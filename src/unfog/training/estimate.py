@@ -41,7 +41,7 @@ from unfog.training.gate import FITTED, TRIED, Finding, Scene, examine
 from unfog.training.gate_scene import warning
 from unfog.training.loop import averages_of, train_step
 from unfog.training.machine import Peak, crowded, memory, resident, since_start, start_clock
-from unfog.training.optimisers import MuonAdamW
+from unfog.training.optimisers import optimiser_of
 from unfog.training.parallel import parallelise
 from unfog.training.peers import Peers
 from unfog.training.presets import CHOSEN, EPOCHS, LEAST_STEPS, PRESETS
@@ -185,7 +185,7 @@ def measure_steps(recipe: Recipe, data: Data, model: Model | None, longest: floa
             stepped = parallelise(network, recipe, Peers(), device)
             denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
             task = Denoising(recipe, corpus, denoiser, network, device)
-            optimiser, averages = MuonAdamW(network, recipe.lr, extra=task.extra), averages_of(recipe, network)
+            optimiser, averages = optimiser_of(recipe, network, task.extra), averages_of(recipe, network)
             network.train()
             taken: list[float] = []
             began = time.perf_counter()

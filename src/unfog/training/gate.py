@@ -50,7 +50,7 @@ from unfog.training.ema import PowerEMA
 from unfog.training.gate_data import duplicates, held_out, items, labels, texts, values
 from unfog.training.gate_scene import Finding, Scene, error, warning
 from unfog.training.loop import EMA_EVERY, Batch, part, train_step
-from unfog.training.optimisers import MuonAdamW
+from unfog.training.optimisers import optimiser_of
 
 __all__ = ["Finding", "Scene", "examine", "guard"]
 
@@ -317,7 +317,7 @@ def overfit(scene: Scene) -> Iterator[Finding]:
         lr /= 10  # weights that are trained are first made worse by a full step
     average = PowerEMA(network, scene.recipe.ema)
     start = {name: p.detach().clone() for name, p in network.named_parameters()}
-    optimiser, dtype = MuonAdamW(network, lr), fastest(scene.device)
+    optimiser, dtype = optimiser_of(scene.recipe, network), fastest(scene.device)
 
     def loss(some: Batch) -> Tensor:
         return task.loss(part(some, slice(None)) | {"seeds": some["seeds"]})

@@ -21,7 +21,7 @@ from unfog.errors import UserError
 from unfog.training import averages as kept
 from unfog.training.checkpoint import Checkpoints
 from unfog.training.ema import WIDTHS, PowerEMA
-from unfog.training.optimisers import MuonAdamW
+from unfog.training.optimisers import MuonAdamW, optimiser_of
 from unfog.training.parallel import clipped, leaders
 from unfog.training.peers import Peers
 from unfog.training.recipe import LoopSettings
@@ -147,7 +147,7 @@ def fit(
     peers = peers or Peers()
     telemetry = telemetry or Telemetry(out, settings, peers.leads, peers.batches)
     averages = averages_of(settings, network)
-    optimiser, ema, spikes = MuonAdamW(network, settings.lr, extra=task.extra), averages[0], Spikes()
+    optimiser, ema, spikes = optimiser_of(settings, network, task.extra), averages[0], Spikes()
     checkpoints = Checkpoints(out, network, averages, optimiser, peers, {"spikes": spikes.state}, task.extra)
     step = checkpoints.load() if resume else 0
     settings = telemetry.settings = plan(step) if plan is not None else settings

@@ -1,4 +1,4 @@
-"""Muon for hidden matrices, AdamW for the rest, as one optimiser.
+"""Muon for hidden matrices, AdamW for the rest (or for all), as one optimiser.
 
 Muon: m ← μ·m + g;  W ← W − lr · 0.2·√max(rows, columns) · orthogonal(g + μ·m).  The factor makes an update as large as AdamW's,
 so that one learning rate serves both. Source: Jordan et al. 2024 (Newton-Schulz coefficients); Liu et al. 2025,
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unfog.networks.layers import OUTER
 from unfog.precision import fastest
 from unfog.training.parallel import by_rows, local, locals_of
+from unfog.training.recipe import LoopSettings
 
 
 def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
@@ -68,9 +69,11 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         extra: nn.Module | None = None,
+        muon: bool = True,
     ) -> None:
-        """extra: what else is trained, all of it by AdamW. What needs no gradient is left alone."""
-        inner = [p for p in hidden_matrices(network) if p.requires_grad]
+        """extra: what else is trained, all of it by AdamW; without `muon`, so is the network. What needs no gradient is left
+        alone."""
+        inner = hidden_matrices(network) if muon else []
         chosen = {id(p) for p in inner}
         every = [*network.parameters(), *(extra.parameters() if extra else ())]
         rest = [p for p in every if p.requires_grad and id(p) not in chosen]
@@ -118,3 +121,8 @@ class MuonAdamW(torch.optim.Optimizer):
             square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
             spread = (square / (1 - second**n)).sqrt_().add_(1e-8)
             own.addcdiv_(mean, spread, value=-group["lr"] / (1 - first**n))
+
+
+def optimiser_of(settings: LoopSettings, network: nn.Module, extra: nn.Module | None = None) -> MuonAdamW:
+    """The optimiser of a run with these settings; `extra` is what it trains beside the network."""
+    return MuonAdamW(network, settings.lr, extra=extra, muon=settings.optimiser == "muon")

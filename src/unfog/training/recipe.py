@@ -23,6 +23,8 @@ class LoopSettings(BaseModel):
     batch: int = Field(64, ge=1)
     accumulate: int = Field(2, ge=1, description="parts that a batch is worked through in: memory falls, the result stays; as "
                             "many processes that train together give the same bits as one")  # fmt: skip
+    optimiser: Literal["muon", "adamw"] = Field("muon", description="muon for the inner matrices and AdamW for the rest, or "
+                                                "AdamW for all: cheaper steps, more of them")  # fmt: skip
     lr: float = Field(1e-3, gt=0)
     warm_up: int = Field(200, ge=0)
     decay: float = Field(0.3, ge=0, le=1, description="last share of the run over which the learning rate falls to 0")
