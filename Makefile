@@ -20,7 +20,7 @@ test: install
 	$(BIN)/ruff check src tests tools recipes benchmarks
 	$(BIN)/ruff format --check --quiet src tests tools recipes benchmarks
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 clean:
 	rm -rf .venv out
