@@ -21,6 +21,7 @@ from unfog.errors import UserError
 from unfog.evaluation.distances import checked, checked_pair
 
 Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
 NEIGHBOURS = 5
 BLOCK = 512  # rows of distances at once; bounds the memory
 SAME = 1e-12  # squared distance over squared lengths below which float32 features are the same point
@@ -52,6 +53,51 @@ def prdc(real: ArrayLike, made: ArrayLike, k: int = NEIGHBOURS) -> PRDC:
         covered += int(held.any(1).sum())
         recalled += int(within(squares, made_radius[None]).any(1).sum())
     return PRDC(float((inside > 0).mean()), recalled / len(x), float(inside.mean() / k), covered / len(x))
+
+
+def prdc_without(real: ArrayLike, made: ArrayLike, labels: tuple[Labels, Labels], k: int = NEIGHBOURS) -> list[PRDC]:
+    """`prdc` with each group of real and made items left out in turn; distances are computed once.
+
+    Args: labels, the group from 0 of each real (N,) and made (M,) item.
+    """
+    x, y = centred(*checked_pair(real, made, least=k + 1, names=("real set", "made set")))
+    groups = int(max(labels[0].max(), labels[1].max())) + 1
+    real_radius, made_radius = (radii_without(z, of, groups, k) for z, of in zip((x, y), labels, strict=True))
+    inside = np.zeros((groups, len(y)), np.int64)
+    covered, recalled = np.zeros(groups), np.zeros(groups)
+    for rows, squares in blocks(x, y):
+        for g in range(groups):
+            left, columns = labels[0][rows] != g, labels[1] != g
+            part = squares[np.ix_(left, columns)]
+            held = within(part, real_radius[g, rows][left, None])
+            inside[g, columns] += held.sum(0)
+            covered[g] += held.any(1).sum()
+            recalled[g] += within(part, made_radius[g, columns][None]).any(1).sum()
+    found = []
+    for g in range(groups):
+        own, n = inside[g, labels[1] != g], (labels[0] != g).sum()
+        found.append(PRDC(float((own > 0).mean()), float(recalled[g] / n), float(own.mean() / k), float(covered[g] / n)))
+    return found
+
+
+def radii_without(x: Array, labels: Labels, groups: int, k: int) -> Array:
+    """`radii` (G, N) with each group left out in turn."""
+    found = np.empty((groups, len(x)))
+    some = min(len(x) - 1, 3 * k + 20)  # of which k are nearly always in other groups
+    for rows, squares in blocks(x, x):
+        squares[np.arange(len(squares)), np.arange(rows.start, rows.stop)] = np.inf
+        near = np.argpartition(squares, some - 1, axis=1)[:, :some]
+        near = np.take_along_axis(near, np.take_along_axis(squares, near, 1).argsort(1), 1)
+        distance = np.take_along_axis(squares, near, 1)
+        for g in range(groups):
+            count = (labels[near] != g).cumsum(1)
+            place = (count < k).sum(1)
+            enough = place < some
+            found[g, rows] = np.where(enough, distance[np.arange(len(place)), np.minimum(place, some - 1)], 0)
+            if not enough.all():
+                rest = squares[~enough][:, labels != g]
+                found[g, rows.start + np.flatnonzero(~enough)] = np.partition(rest, k - 1, axis=1)[:, k - 1]
+    return found
 
 
 def diversity(features: ArrayLike) -> float:

@@ -104,6 +104,14 @@ class Moments:
         scatter = self.cov * (self.n - 1) + other.cov * (other.n - 1) + np.outer(step, step) * (self.n * other.n / n)
         return Moments(n, self.mean + step * (other.n / n), scatter / (n - 1))
 
+    def without(self, part: Moments) -> Moments:
+        """The moments of what is left when a part of this very set is taken out."""
+        n = self.n - part.n
+        mean = self.mean + (self.mean - part.mean) * (part.n / n)
+        step = part.mean - mean
+        scatter = self.cov * (self.n - 1) - part.cov * (part.n - 1) - np.outer(step, step) * (n * part.n / self.n)
+        return Moments(n, mean, scatter / (n - 1))
+
 
 def shortage(samples: int, dim: int) -> str | None:
     """Why `samples` are too few for a covariance of `dim` features, in one line; None where they are enough."""
@@ -160,8 +168,8 @@ def kernel_distance(x: ArrayLike, y: ArrayLike) -> float:
     """
     a, b = checked_pair(x, y, least=2)
     n, m = len(a), len(b)
-    within = [(_kernel_sum(s, s) - _diagonal_sum(s)) / (len(s) * (len(s) - 1)) for s in (a, b)]
-    return float(within[0] + within[1] - 2 * _kernel_sum(a, b) / (n * m))
+    within = [kernel_within(s, s, True) / (len(s) * (len(s) - 1)) for s in (a, b)]
+    return float(within[0] + within[1] - 2 * kernel_sum(a, b) / (n * m))
 
 
 def kernel_blocks(x: ArrayLike, y: ArrayLike, subsets: int = 100, size: int = 1000, seed: int = SEED) -> tuple[float, float]:
@@ -179,7 +187,8 @@ def kernel_blocks(x: ArrayLike, y: ArrayLike, subsets: int = 100, size: int = 10
     return float(np.mean(found)), float(np.std(found))
 
 
-def _kernel_sum(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+def kernel_sum(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+    """The sum of `kernel` over all pairs of rows, in blocks."""
     total = 0.0
     for i in range(0, len(x), BLOCK):
         rows = x[i : i + BLOCK].astype(np.float64)
@@ -188,9 +197,12 @@ def _kernel_sum(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     return total
 
 
-def _diagonal_sum(x: NDArray[np.floating]) -> float:
+def kernel_within(x: NDArray[np.floating], y: NDArray[np.floating], same: bool) -> float:
+    """The same for rows of one set; `same` where both are the same rows, no row then meets itself."""
+    if not same:
+        return kernel_sum(x, y)
     squares = np.einsum("nd,nd->n", x, x, dtype=np.float64)
-    return float(((squares / x.shape[1] + 1) ** 3).sum())
+    return kernel_sum(x, x) - float(((squares / x.shape[1] + 1) ** 3).sum())
 
 
 def mind(x: ArrayLike, y: ArrayLike, projections: int = PROJECTIONS, seed: int = SEED) -> float:
