@@ -19,7 +19,9 @@ TIGHT = 0.002  # a time at which the values of these lattices are told apart
 def known(n, levels, count, seed):
     """A discrete distribution on a lattice: its atoms with repeats, its denoiser, and −log₂ P of each atom, a dimension."""
     generator = torch.Generator().manual_seed(seed)
-    number = (torch.randn(count, n, generator=generator, dtype=torch.float64) * levels / 5 + levels / 2).round().clamp(0, levels - 1)
+    number = (
+        (torch.randn(count, n, generator=generator, dtype=torch.float64) * levels / 5 + levels / 2).round().clamp(0, levels - 1)
+    )
     lattice = Lattice.of(-1.0, 1.0, levels)
     atoms = lattice.low + lattice.width * number
     kinds, which, times = number.unique(dim=0, return_inverse=True, return_counts=True)

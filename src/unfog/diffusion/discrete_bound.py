@@ -6,7 +6,7 @@
     values take the tails
 
 The path stops where the network was trained no further, and there a decoder says what is left: a mixture of logistic
-distributions about the network's own guess, its weights found on pictures that are not measured. Any decoder leaves a bound a bound.
+distributions about the network's own guess, its weights found on pictures that are not measured. With any decoder it is a bound.
 Sources: Kingma et al. 2021, arXiv:2107.00630, eq. 11 (the bound); Salimans et al. 2017, arXiv:1701.05517, §2.1 (the decoder).
 """
 
@@ -55,7 +55,7 @@ class Lattice:
 
 @dataclass(frozen=True)
 class Decoder:
-    """P(x | guess): a mixture of logistic distributions of these scales (J,), in steps of the lattice, with these weights (J,)."""
+    """P(x | guess): a mixture of logistic distributions; their scales (J,), in steps of the lattice, and weights (J,)."""
 
     scales: Tensor
     weights: Tensor
@@ -116,7 +116,9 @@ def _end(what: str, denoiser: Denoiser, x0: Tensor, cond: Cond | None, noise: No
     return guess
 
 
-def fit_decoder(denoiser: Denoiser, x0: Tensor, cond: Cond | None = None, *, noise: Noise, lattice: Lattice, end: float) -> Decoder:
+def fit_decoder(
+    denoiser: Denoiser, x0: Tensor, cond: Cond | None = None, *, noise: Noise, lattice: Lattice, end: float
+) -> Decoder:
     """A decoder for `discrete_bound`, from items (B, *D) on the lattice that are not measured afterwards.
 
     end: the time in (0, 1) at which the path stops: that of the least noise that the network was trained on.

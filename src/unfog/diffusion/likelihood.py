@@ -342,8 +342,8 @@ def variational_bound(
 
 
 def path_cost(
-    what: str, denoiser: Denoiser, wide: Tensor, cond: Cond | None, noise: Noise, points: int, draws: int, low: float, high: float,
-    control: bool = True,
+    what: str, denoiser: Denoiser, wide: Tensor, cond: Cond | None, noise: Noise, points: int, draws: int, low: float,
+    high: float, control: bool = True,
 ) -> Tensor:  # fmt: skip
     """KL at the noisy end + ½·∫ e^λ·E|x0 − D(x_t)|² dλ between two log-SNRs, in nats, of float64 items (B, *D): (draws, B).
 
