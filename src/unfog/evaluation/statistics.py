@@ -184,8 +184,9 @@ def jackknifed(
     """The estimate from a figure on all samples and on all but each group.
 
     Args: left_out (G,); halves, the figure on random halves of both sets: how far they are from a bias of 1/n is how much
-        of it may be left; biased, whether to take a bias of 1/n off; bounds, what the true value may be; square, whether it is a squared distance; variance, more of
-        it that leaving out cannot show; answers, for a share, how many yes or no answers it is made of.
+        of it may be left; biased, whether to take a bias of 1/n off; bounds, what the true value may be; square, whether
+        it is a squared distance; variance, more of it that leaving out cannot show; answers, for a share, how many yes or
+        no answers it is made of.
     """
     t = np.asarray(left_out, np.float64)
     groups = len(t)
@@ -199,8 +200,10 @@ def jackknifed(
         slack = (2 * value - float(np.mean(halves)) - centre) / kept / (2 - 1 / kept)
     reach = student(groups) * error
     low, high = centre - reach - abs(slack), max(centre, bounds[0]) + reach + abs(slack)
-    if square and centre > reach:
-        high += reach**2 / (4 * centre)  # the upper end of an interval of the root, which is less skewed
+    if square and centre > 0 and reach > 0:
+        # Sets that happen to give a small distance show a small spread too: the upper end is that of the logarithm, to
+        # second order, where the distance is clear of 0, and fades to the plain one where it is not.
+        high += reach / 2 * min(reach / centre, centre / reach)
     if answers:
         # Where all answers are alike, leaving groups out shows no spread; Wilson's interval does.
         z2 = 1.96**2
