@@ -90,14 +90,14 @@ class Estimate:
     """A figure of two sets with its 95 % interval for the value that it estimates."""
 
     name: str
-    value: float = field(metadata={"says": "as defined, on all samples: what other tools print"})
-    corrected: float = field(metadata={"says": "with the bias of finite samples taken off; the interval is of this"})
+    value: float  # as defined, on all samples: what other tools print
+    corrected: float  # with the bias of finite samples taken off; the interval is of this
     low: float
     high: float
-    n: int = field(metadata={"says": "real samples"})
-    m: int = field(metadata={"says": "made samples"})
-    pseudo: tuple[float, ...] = field(repr=False, metadata={"says": "one value for each group left out"})
-    slack: float = field(default=0.0, repr=False, metadata={"says": "bias that may be left, signed"})
+    n: int  # real samples
+    m: int  # made samples
+    pseudo: tuple[float, ...] = field(repr=False)  # one value for each group left out
+    slack: float = field(default=0.0, repr=False)  # bias that may be left, signed
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Floor:
     mean: float
     low: float
     high: float
-    n: int = field(metadata={"says": "samples on each side"})
+    n: int  # samples on each side
     repeats: int
 
 
