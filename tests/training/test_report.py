@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from unfog.errors import UserError
+from unfog.page.plot import MOST, Series, label, line_plot, linear_ticks, log_ticks
 from unfog.requests import ReportRequest
 from unfog.training.report import make_report, write_report
 from unfog.training.report.page import spread
-from unfog.training.report.plot import MOST, Series, label, line_plot, linear_ticks, log_ticks
 from unfog.training.report.read import read_run
 from unfog.training.report.words import copies_by_chance, smoothed, warnings
 

@@ -63,6 +63,21 @@ def share_interval(
         return _interval(np.where(below > 0, above / below, np.inf), level)
 
 
+def difference_interval(
+    first: ArrayLike,
+    second: ArrayLike,
+    first_clusters: Sequence[object],
+    second_clusters: Sequence[object],
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval of mean(first) − mean(second), drawn together where their clusters are the same, item by item."""
+    paired = list(first_clusters) == list(second_clusters)
+    ours = _means(first, first_clusters, resamples, seed)
+    return _interval(ours - _means(second, second_clusters, resamples, seed if paired else seed + 1), level)
+
+
 def _means(values: ArrayLike, clusters: Sequence[object] | None, resamples: int, seed: int) -> NDArray[np.float64]:
     """The mean of each resample (resamples,)."""
     x = np.asarray(values, np.float64)

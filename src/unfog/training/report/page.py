@@ -1,10 +1,10 @@
-"""The page: facts, warnings, curves, samples over time. Well-formed as XML too, so that any parser can check it."""
+"""The page: facts, warnings, curves, samples over time."""
 
 from __future__ import annotations
 
 import base64
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from html import escape
@@ -12,47 +12,22 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from unfog.page import Alarm, Facts, html, whole
+from unfog.page.plot import Series, line_plot
+from unfog.page.style import COLOURS
 from unfog.training.progress import clock
-from unfog.training.report.plot import Series, line_plot
 from unfog.training.report.read import Run, number
 from unfog.training.report.words import smoothed, warnings
 
 SHEETS = 12  # at most so many, spread over the run
 WIDEST = 960  # pixels of a sheet in the page
-# cool to warm: noise bins are an order, and its ends must be told apart
-COLOURS = (("#3b3fbf", "#8f94ff"), ("#1f78b4", "#5ab4f0"), ("#1b8a6b", "#3fcf9f"), ("#8a8a00", "#d0d040"), ("#d9780f", "#ffa94d"),
-           ("#c2255c", "#ff6b9a"))  # fmt: skip
-STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --dim: #5f6773; --grid: #e4e7eb; --warn: #fff4d6;
---edge: #d9a300; LIGHT }
-@media (prefers-color-scheme: dark) {
-:root { --page: #15181c; --ink: #e6e8eb; --dim: #9aa3ad; --grid: #2b3138; --warn: #3a2f10;
---edge: #d9a300; DARK } }
-body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1360px;
-padding: 16px; }
-h1 { font-size: 22px; margin: 0; } h2 { font-size: 17px; margin: 28px 0 8px; } p.sub { color: var(--dim); margin: 0 0 12px; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 12px; }
-.plot { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
-.plot text { fill: var(--ink); } .plot .tick { fill: var(--dim); font-size: 11px; } .plot .y { text-anchor: end; }
-.plot .x { text-anchor: middle; } .plot .title { font-weight: 600; font-size: 13px; } .plot .key { font-size: 11px; }
-.plot .grid { stroke: var(--grid); } .plot .axis { stroke: var(--dim); fill: none; }
-.plot .mark { stroke: var(--dim); stroke-dasharray: 2 3; } .plot .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-.plot .dashed { stroke-dasharray: 6 4; } .plot .faint { stroke-width: 1; opacity: 0.35; }
-.facts { border-collapse: collapse; } .facts th { text-align: left; font-weight: 400; color: var(--dim); padding: 2px 16px 2px 0;
-vertical-align: top; } .facts td { padding: 2px 0; overflow-wrap: anywhere; }
-ul.warn { background: var(--warn); border-left: 4px solid var(--edge); list-style: none; margin: 12px 0; padding: 8px 14px; }
-figure { margin: 0 0 16px; } figure img { max-width: 100%; height: auto; } figcaption { color: var(--dim); }
-"""
 
 
 def page(run: Run) -> str:
     """The whole HTML file of a run."""
     name = str(run.about.get("name") or run.folder.name)
-    told = warnings(run)
     body = [f"<h1>{escape(name)}</h1>", f'<p class="sub">{escape(_state(run))}</p>']
-    if told:
-        body.append('<ul class="warn">' + "".join(f"<li>{escape(sentence)}</li>" for sentence in told) + "</ul>")
-    body.append(_table(_facts(run)))
+    body += [html(Alarm(warnings(run))), html(Facts(_facts(run)))]
     drawn = [svg for svg in plots(run) if svg]
     if drawn:
         body.append('<h2>Curves</h2><div class="plots">' + "\n".join(f"<div>{svg}</div>" for svg in drawn) + "</div>")
@@ -61,22 +36,8 @@ def page(run: Run) -> str:
         body.append("<h2>Samples of the weight average</h2>" + "\n".join(sheets))
     if run.recipe:
         body.append("<h2>Settings</h2><details><summary>every setting of the recipe</summary>"
-                    + _table(sorted((str(k), v) for k, v in run.recipe.items())) + "</details>")  # fmt: skip
-    light, dark = (" ".join(f"--c{i}: {pair[k]};" for i, pair in enumerate(COLOURS)) for k in (0, 1))
-    strokes = "\n".join(f".plot .c{i} {{ stroke: var(--c{i}); }}" for i in range(len(COLOURS)))
-    style = STYLE.replace("LIGHT", light).replace("DARK", dark) + strokes
-    return clean(f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>
-<title>{escape(name)}: training report</title><style>{style}
-</style></head><body>
-{chr(10).join(body)}
-</body></html>
-""")
-
-
-def clean(text: str) -> str:
-    """Without the control characters that XML forbids; a caption or a file name may hold some."""
-    return "".join(c for c in text if c in "\n\t" or (c >= " " and not 0xD800 <= ord(c) <= 0xDFFF and c not in "\ufffe\uffff"))
+                    + html(Facts(sorted((str(k), v) for k, v in run.recipe.items()))) + "</details>")  # fmt: skip
+    return whole(f"{name}: training report", "\n".join(body))
 
 
 def _state(run: Run) -> str:
@@ -210,11 +171,6 @@ def plots(run: Run) -> list[str]:
 
 def _ratio(over: Sequence[float | None], under: Sequence[float | None]) -> list[float | None]:
     return [a / b if a is not None and b else None for a, b in zip(over, under, strict=True)]
-
-
-def _table(rows: Iterable[tuple[str, Any]]) -> str:
-    cells = (f"<tr><th>{escape(str(key))}</th><td>{escape(str(value))}</td></tr>" for key, value in rows)
-    return f'<table class="facts"><tbody>{"".join(cells)}</tbody></table>'
 
 
 def spread(count: int, most: int) -> list[int]:
