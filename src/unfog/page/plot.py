@@ -12,7 +12,7 @@ from html import escape
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, BOTTOM, LINE = 62, 14, 36, 16  # pixels around the axes, and from legend line to legend line
-LETTER = 6.3  # pixels that a letter of the legend takes, about
+LETTER = 6.8  # pixels that a letter of the legend takes, about
 MOST = 500  # points a line; where there are more, neighbours become their mean
 HUES = 6  # colours there are; a higher number begins again
 
@@ -189,7 +189,9 @@ def _drawn(line: Series, parts: list[list[tuple[float, float]]], across: Scale, 
                     f'<circle cx="{x:.2f}" cy="{y:.2f}" r="3.2" class="dot f{line.colour % HUES}"><title>{said}</title></circle>'
                 )
                 if word:
-                    out.append(f'<text x="{x + 6:.2f}" y="{y - 5:.2f}" class="key">{escape(word)}</text>')
+                    turn = x + 6 + LETTER * len(word) > WIDTH  # there is no room to the right
+                    place = f'x="{x + (-6 if turn else 6):.2f}" y="{y - 5:.2f}"'
+                    out.append(f'<text {place} class="key{" y" if turn else ""}">{escape(word)}</text>')
     return out
 
 
