@@ -1,4 +1,4 @@
-"""`unfog plot`: grids over settings, films of a picture's making, the forward process, loss by noise level."""
+"""`unfog plot`: grids over settings, films of a picture's making, the forward process, loss by noise level, copies."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 app = App(
     name="plot",
-    help="""Draw a plot of a model: grid, film, forward or loss.
+    help="""Draw a plot of a model: grid, film, forward, loss or copies.
 
 Try:
   unfog plot grid emoji-64 "a red apple" --x steps=5,10,20 --y scale=1,3,7
   unfog plot film emoji-64 "a cat" --seed 7
   unfog plot forward emoji-64
   unfog plot loss emoji-64 my-model --out loss.svg
+  unfog plot copies emoji-64
 """,
 )
 
@@ -268,3 +269,43 @@ def loss(
     """
     fields = {"models": list(models), "data": data, "n": n, "levels": levels, "own": own or None}
     _drawn("loss", fields, out, ".svg", json)
+
+
+@app.command
+def copies(
+    model: str,
+    /,
+    *,
+    data: str | None = None,
+    n: Count | None = None,
+    seed: Whole | None = None,
+    roc: Flag = False,
+    out: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """Draw how far the detector of copies can be trusted: what it finds of planted copies, moved, recoloured,
+    saved anew, noisy or softened, and what it wrongly finds of pictures that are none, over its threshold.
+
+    Try:
+      unfog plot copies emoji-64
+      unfog plot copies my-model -n 500 --roc --out copies.png
+
+    Parameters
+    ----------
+    model
+        The name of a shipped model or a model folder, among whose training pictures copies are looked for.
+    data
+        The name of a shipped data set, or data as for `unfog train`; without it, the model's own.
+    n
+        Copies planted of each kind; without it, 200.
+    seed
+        Which pictures are copied; without it, 0.
+    roc
+        Draw what is found over what is wrongly found instead.
+    out
+        The file to write: .svg, or with matplotlib .png or .pdf; without it, copies.svg.
+    json
+        Print one JSON object: path, thresholds, false positives, recall by kind.
+    """
+    fields = {"model": model, "data": data, "n": n, "seed": seed, "roc": roc or None}
+    _drawn("copies", fields, out, ".svg", json)

@@ -97,6 +97,8 @@ class Lines:
     x_log: bool = False
     zero: bool = False
     levels: Sequence[tuple[float, str]] = ()
+    marks: Sequence[float] = ()
+    marked: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def svg(part: Lines | Bars) -> str:
     if isinstance(part, Bars):
         return bar_plot(part.title, part.names, part.series, part.y_name, levels=part.levels)
     return line_plot(part.title, part.series, part.y_name, log=part.log, zero=part.zero, x_name=part.x_name, x_log=part.x_log,
-                     levels=part.levels)  # fmt: skip
+                     levels=part.levels, marks=part.marks, marked=part.marked)  # fmt: skip
 
 
 def decimals(value: float, low: float | None = None, high: float | None = None) -> int:

@@ -247,7 +247,7 @@ class _Frame:
         self.up = Scale(y_low, y_high, self.foot, self.top, log)
         self.out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" class="plot" role="img" '
                     f'aria-label="{escape(title, quote=True)}">',
-                    f'<text x="{LEFT}" y="15" class="title">{escape(title)}</text>', *legend]  # fmt: skip
+                    f'<text x="{LEFT}" y="15" class="title">{escape(_cut(title, WIDTH - LEFT))}</text>', *legend]  # fmt: skip
         for value in log_ticks(y_low, y_high) if log else linear_ticks(y_low, y_high, 5):
             y = f"{self.up(value):.2f}"
             self.out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" class="grid"/>')
@@ -263,6 +263,12 @@ class _Frame:
 
     def whole(self) -> str:
         return "\n".join([*self.out, "</svg>"])
+
+
+def _cut(text: str, room: float, letter: float = 1.2 * LETTER) -> str:
+    """Text that fits, of bold letters."""
+    most = int(room / letter)
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _kind(line: Series) -> str:

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 from unfog.checks import lookup
 from unfog.errors import UserError
 from unfog.plots.drawn import Curve, Drawn, Sheet
-from unfog.plots.requests import FilmRequest, ForwardRequest, GridRequest, LossRequest
+from unfog.plots.requests import CopiesRequest, FilmRequest, ForwardRequest, GridRequest, LossRequest
 from unfog.requests import Progress, Request, check
 
 if TYPE_CHECKING:
     from unfog.model import Model
 
-# what each is asked by, and what it becomes; grid, film, forward, loss are the files beside this one, loaded where they are used
+# what each is asked by, and what it becomes; grid, film, forward, loss, copies are files beside this one, loaded where used
 PLOTS: dict[str, tuple[type[Request], type[Sheet] | type[Curve]]] = {
     "grid": (GridRequest, Sheet),
     "film": (FilmRequest, Sheet),
     "forward": (ForwardRequest, Sheet),
     "loss": (LossRequest, Curve),
+    "copies": (CopiesRequest, Curve),
 }
 # shared by them: data (pictures of a model's data), strip (pictures in rows), curves (matplotlib), drawn, requests
 

@@ -81,6 +81,8 @@ def _fill(axes: Any, lines: Lines) -> None:
         axes.axhline(value, color=DIM, linewidth=1, linestyle=":")
         across = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
         axes.annotate(_plain(words), (1, value), (-2, 3), fontsize=8, color=DIM, **across)
+    for mark in lines.marks:
+        axes.axvline(mark, color=DIM, linewidth=1, linestyle=":")
     if lines.zero and not lines.log:
         axes.set_ylim(bottom=0)
     for axis, log, ends in ((axes.yaxis, lines.log, axes.get_ylim()), (axes.xaxis, lines.x_log, axes.get_xlim())):

@@ -187,3 +187,13 @@ class LossRequest(Request):
         if len({f"{level:g}" for level in value}) < len(value):
             raise ValueError("has a value twice")
         return sorted(value)
+
+
+class CopiesRequest(Request):
+    """What a detector of copies finds of each kind of copy, and what it wrongly finds, over its threshold."""
+
+    model: Name = Field(description="the name of a shipped model, or a model folder, whose data are looked at")
+    data: Name | None = Field(None, description="a shipped data set's name, or data, or leave it out for the model's own")
+    n: Whole = Field(200, ge=20, le=100_000, description="a whole number from 20, the copies planted of each kind")
+    seed: Whole = SEED
+    roc: bool = Field(False, strict=True, description="true for what is found over what is wrongly found, without thresholds")
