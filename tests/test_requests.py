@@ -156,10 +156,18 @@ def test_train_and_evaluate_requests(tmp_path):
     for bad in ({"minutes": 0}, {"minutes": math.nan}, {"steps": 0}, {"resume": "yes"}, {"speed": 1}):
         with pytest.raises(UserError):
             check(TrainRequest, {"source": tmp_path, **bad})
-    assert check(EvaluateRequest, {"model": "emoji-64"}).n >= 2
-    for bad in ({"n": 1}, {"seed": -1}, {"model": ""}, {"against": ""}):
+    assert check(EvaluateRequest, {"models": ["emoji-64"]}).n >= 2
+    for bad in (
+        {"n": 1},
+        {"seed": -1},
+        {"models": [""]},
+        {"models": []},
+        {"against": ""},
+        {"scale": math.inf},
+        {"likelihood": -1},
+    ):
         with pytest.raises(UserError):
-            check(EvaluateRequest, {"model": "emoji-64", **bad})
+            check(EvaluateRequest, {"models": ["emoji-64"], **bad})
 
 
 def test_requests_do_not_load_torch():

@@ -199,6 +199,13 @@ class Model:
             return make_plan(name, schedule, make_grid("auto", schedule, steps, dimension=4 * self.size**2))
         return make_plan(name, schedule, make_grid("logsnr", schedule, steps))
 
+    def evaluations(self, sampler: str | None = None, steps: int | None = None, scale: float | None = None) -> int:
+        """How often the network is asked for one picture: once a row of the plan, twice where guidance is on."""
+        plan, interval = self.plan(sampler, steps), self.defaults.get("interval")
+        chosen = self.defaults["scale"] if scale is None else scale
+        guided = ClassifierFree(self.denoiser, chosen, {}, tuple(interval) if interval else None)
+        return plan.nfe + sum(float(guided.scales(float(t), 1)[0]) != 1.0 for t in plan.t)
+
     def frame(self, aspect: str | None = None) -> tuple[int, int]:
         """Width and height of a picture: near the aspect W:H, or the squarest. Raises UserError where none is near."""
         if aspect is None:
@@ -334,10 +341,11 @@ class Model:
         batch: int = 16,
         steps: int | None = None,
         scale: float | None = None,
+        sampler: str | None = None,
     ) -> np.ndarray:
         """Many pictures, each with its own prompt, style and seed: (N, H, W, 4) straight RGBA uint8."""
         settings = {"scale": self.defaults["scale"] if scale is None else scale}
-        plan = self.plan(None, steps)
+        plan = self.plan(sampler, steps)
         items = list(zip(prompts, styles, seeds, strict=True))
         made: list[np.ndarray] = []
         for first in range(0, len(items), batch):

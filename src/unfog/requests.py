@@ -243,13 +243,24 @@ class ReportRequest(Request):
 
 
 class EvaluateRequest(Request):
-    """Compare a model's pictures with a data set's."""
+    """Compare what models make, or samples in folders, with a set of data."""
 
-    model: Name = Field(description="the name of a shipped model, or a model folder")
-    against: str = Field("emoji-64", min_length=1, description="the name of a shipped data set, or a data folder or .zip")
-    n: Whole = Field(256, ge=2, le=1_000_000, description="a whole number from 2 to 1000000, the pictures to make")
+    models: list[Name] = Field(min_length=1, max_length=8, description="names of shipped models, model folders, folders or .zips "
+                               "of pictures, or .npy files of numbers; the others are compared with the first")  # fmt: skip
+    against: str = Field(
+        "emoji-64", min_length=1, description="the name of a shipped data set, a data folder or .zip, or a .npy file"
+    )
+    n: Whole = Field(256, ge=2, le=1_000_000, description="a whole number from 2 to 1000000, the samples to make or to read")
     seed: Whole = Field(0, ge=0, le=LARGEST_SEED - 1_000_000, description="a whole number from 0, the first seed")
-    out: Path | None = Field(None, description="the file to write the report to, or leave it out")
+    sampler: str | None = Field(None, description="a sampler, or leave it out for the model's own")
+    steps: Whole | None = Field(None, ge=1, le=1000, description="a whole number from 1 to 1000, or leave it out")
+    scale: Real | None = Field(None, ge=0, le=100, description="a number from 0 to 100, or leave it out")
+    batch: Whole = Field(16, ge=1, le=4096, description="a whole number from 1, the pictures made at once")
+    reader: str = Field("lite0", description="the feature function: lite0, pixels or inception")
+    likelihood: Whole = Field(16, ge=0, le=100_000, description="a whole number from 0, the pictures, seen and unseen, "
+                              "whose likelihood is bounded; 0: none")  # fmt: skip
+    force: bool = Field(False, description="true to print also what so few samples cannot tell, marked")
+    out: Path | None = Field(None, description="the file to write the report to, .json or .html, or leave it out")
 
 
 class FitRequest(Request):

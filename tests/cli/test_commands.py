@@ -180,9 +180,13 @@ def test_evaluate(unfog_command, calls):
     code, out, err = unfog_command("evaluate", "my-model", "--against", "data", "-n", 64, "--seed", 3)
     assert (code, out, err) == (0, ["my-model: 12.5 %"], [])
     assert Found.model_validate_json(unfog_command("evaluate", "my-model", "--json")[1][0]) == REPORT
-    assert calls.pop() == EvaluateRequest(model="my-model")
-    assert calls == [EvaluateRequest(model="my-model", against="data", n=64, seed=3)]
-    for bad in (["m", "-n", 1], ["m", "--seed", -1], [""]):
+    assert calls.pop() == EvaluateRequest(models=["my-model"])
+    assert calls.pop() == EvaluateRequest(models=["my-model"], against="data", n=64, seed=3)
+    options = ["--sampler", "ddim", "--steps", 9, "--scale", 1.5, "--batch", 2, "--reader", "pixels", "--likelihood", 0]
+    assert unfog_command("evaluate", "a", "b", *options, "--out", "r.html", "--force")[0] == 0
+    assert calls.pop() == EvaluateRequest(models=["a", "b"], sampler="ddim", steps=9, scale=1.5, batch=2, reader="pixels",
+                                          likelihood=0, out=Path("r.html"), force=True)  # fmt: skip
+    for bad in (["m", "-n", 1], ["m", "--seed", -1], [""], ["m", "--steps", 0], ["m"] * 9):
         code, out, err = unfog_command("evaluate", *bad)
         assert (code, out, len(err)) == (2, [], 1)
 

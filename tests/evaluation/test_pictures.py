@@ -13,9 +13,11 @@ import torch
 
 from unfog.data import path
 from unfog.errors import UserError
-from unfog.evaluation import Report, measure, style_error
+from unfog.evaluation import Asked, Report, style_error
 from unfog.evaluation.features import Lite0, SameConv, folded
 from unfog.evaluation.looks import WIDTH, looks, palette
+from unfog.evaluation.readers import reader
+from unfog.evaluation.run import Found, differences_of, measure_model
 from unfog.evaluation.scorer import FOLDER, Scorer, prepare, sized
 from unfog.files import MANIFEST
 from unfog.modalities.image.data import PictureSet
@@ -55,10 +57,18 @@ def data() -> PictureSet:
 class Stand:
     """A model that looks its pictures up, or draws noise."""
 
-    name, hash, defaults = "stand-in", "0" * 16, {"sampler": "none", "steps": 1, "scale": 1.0}
+    hash, defaults, card = (
+        "0" * 16,
+        {"sampler": "none", "steps": 1, "scale": 1.0},
+        {"training": {"steps": 7, "recipe": {"ema": 0.1}}},
+    )
 
     def __init__(self, data: PictureSet, kind: str) -> None:
-        self.data, self.kind, self.styles, self.calls = data, kind, data.styles, []  # type: ignore[var-annotated]
+        self.data, self.kind, self.name, self.styles = data, kind, kind, data.styles
+        self.calls = []  # type: ignore[var-annotated]
+
+    def evaluations(self, sampler: str | None = None, steps: int | None = None, scale: float | None = None) -> int:
+        return 3
 
     def generate_many(
         self,
@@ -68,6 +78,7 @@ class Stand:
         batch: int = 16,
         steps: int | None = None,
         scale: float | None = None,
+        sampler: str | None = None,
     ) -> np.ndarray:
         self.calls.append((list(prompts), list(styles), list(seeds)))
         if self.kind == "noise":
@@ -79,52 +90,87 @@ class Stand:
         return np.stack([self.data.load(place[p, s or ""]) for p, s in zip(prompts, styles, strict=True)])
 
 
-def _measure(data: PictureSet, scorer: Scorer, encoder: TextEncoder, kind: str, n: int) -> tuple[Report, Any]:
+def _measure(data: PictureSet, scorer: Scorer, encoder: TextEncoder, kind: str, n: int, **options: Any) -> tuple[Found, Any]:
+    """By what a distance of pixels says, which is fast; the distances themselves are tested apart."""
     model = Stand(data, kind)
-    return measure(model, data, n, seed=5, scorer=scorer, encoder=encoder), model
+    options = {"reader": reader("pixels"), "scorer": scorer, "encoder": encoder, "force": True} | options
+    return measure_model(model, data, Asked(n, seed=5), **options), model
 
 
 @pytest.fixture(scope="module")
-def oracle(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> tuple[Report, Any]:
-    """The report of a model that draws the real pictures, and that model."""
+def oracle(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> tuple[Found, Any]:
+    """What is found of a model that draws the real pictures, and that model."""
     return _measure(data, scorer, encoder, "oracle", 90)
 
 
-def test_a_model_that_draws_the_real_pictures_reaches_them(oracle: tuple[Report, Any]) -> None:
-    report, model = oracle
-    assert [group.split for group in report.retrieval] == ["train", "heldout_pair", "heldout_concept"]
-    assert [group.reference for group in report.retrieval] == ["heldout_pair", "heldout_pair", "heldout_concept"]
-    for group in report.retrieval[1:]:
-        assert (group.share.value, group.share.low, group.share.high) == (1.0, 1.0, 1.0)
-        assert group.generated == group.real
-        assert group.generated.n == 30
-    assert report.wrong_style is not None and report.wrong_style.real is not None
-    assert report.wrong_style.generated.n == 90 and report.wrong_style.real.n == 60
-    assert [copies.calibration for copies in report.copies] == ["unseen", "twins"]
-    unseen = report.copies[0]
-    assert unseen.real is not None and unseen.real.value is not None and unseen.real.value <= 0.01
+R1 = "R@1 of 65"
+
+
+def test_a_model_that_draws_the_real_pictures_reaches_them(oracle: tuple[Found, Any]) -> None:
+    report, model = oracle[0].report, oracle[1]
+    rows = [m for m in report.measures if m.name == R1]
+    assert [m.of for m in rows] == ["train", "heldout_pair", "heldout_concept"]
+    assert [m.beside[0].name for m in rows] == [
+        f"real pictures ({s})" for s in ("heldout_pair", "heldout_pair", "heldout_concept")
+    ]
+    for row in rows[1:]:
+        share = report.find("R@1 as a share of real", row.of).figure
+        assert (share.value, share.low, share.high) == (1.0, 1.0, 1.0)
+        assert row.figure == row.beside[0].figure and row.figure.n == 30
+    style = report.find("wrong style")
+    assert style.figure.n == 90 and style.beside[0].figure.n == 60
+    unseen = report.find("copies (unseen)")
+    assert unseen.against("real, held out").value is not None and unseen.against("real, held out").value <= 0.01
     # a detector that finds nothing that was planted says nothing by finding nothing
-    assert unseen.noisy.value is not None and unseen.noisy.value > 0.9
-    assert report.nearest_real is not None and report.nearest_generated > unseen.threshold
+    noisy = unseen.against("found of planted copies, noisy").value
+    assert noisy is not None and noisy > 0.9
     assert [seed for call in model.calls for seed in call[2]] == list(range(5, 95))
-    # the report is read back as it was, and prints every figure with its number of pictures
+    # what stands beside tells what luck is: real pictures as far from the data as these real pictures
+    far, real = report.find("FD-pixels").figure, report.find("FD-pixels").against("real, held out")
+    assert far.low is not None and real.high is not None and far.low < real.high
+    # the report is read back as it was, says how it was made, and prints every figure with its number of pictures
     assert Report.model_validate_json(report.model_dump_json()) == report
-    assert str(report).count("n=") == 19
+    assert report.settings["weights"] == "average of width 0.1 after step 7" and report.settings["seeds"] == "5 to 94"
+    assert "8x8" in report.settings["resize"] and report.find("network evaluations a picture").figure.value == 3
+    said = str(report)
+    assert said.count("n=") >= sum(1 + len(m.beside) for m in report.measures if m.figure.value is not None)
+    with pytest.raises(UserError, match="no measure 'FID'"):
+        report.find("FID")
 
 
-def test_noise_is_at_chance_and_a_thief_is_caught(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
-    noise, _ = _measure(data, scorer, encoder, "noise", 15)
-    assert all(group.generated.value is not None and group.generated.value <= 0.4 for group in noise.retrieval)
-    assert all(copies.generated.value == 0 for copies in noise.copies)
+def test_noise_is_at_chance_and_a_thief_is_caught(
+    data: PictureSet, scorer: Scorer, encoder: TextEncoder, oracle: tuple[Found, Any]
+) -> None:
+    noise, _ = _measure(data, scorer, encoder, "noise", 90)
+    for row in noise.report.measures:
+        assert row.name != R1 or (row.figure.value is not None and row.figure.value <= 0.2)
+        assert not row.name.startswith("copies") or row.figure.value == 0
     thief, _ = _measure(data, scorer, encoder, "thief", 15)
-    assert all(copies.generated.value == 1 for copies in thief.copies)
-    assert thief.nearest_generated < 1e-3
-    assert thief.retrieval[2].generated.value is not None and thief.retrieval[2].generated.value <= 0.4
+    assert all(m.figure.value == 1 for m in thief.report.measures if m.name.startswith("copies"))
+    nearest = thief.report.find("distance to the nearest training picture").figure.value
+    assert nearest is not None and nearest < 1e-3
+    # against real pictures noise is worse by every measure that can tell, and the verdicts say so; against itself by none
+    worse = {(d.name, d.of): d for d in differences_of(oracle[0], noise)}
+    for name in ("FD-pixels", "KD-pixels", "MIND-pixels", "coverage", R1, "wrong style"):
+        for (named, _), d in worse.items():
+            if named == name:
+                assert d.real and d.better == "oracle" and d.paired, d
+    assert not any(d.real for d in differences_of(noise, noise))
 
 
-def test_the_scorer_knows_real_pictures_it_has_not_seen(oracle: tuple[Report, Any]) -> None:
-    report, _ = oracle
-    real = {group.split: group.real.value for group in report.retrieval}
+def test_too_few_samples_are_refused_unless_forced_and_then_marked(
+    data: PictureSet, scorer: Scorer, encoder: TextEncoder
+) -> None:
+    with pytest.raises(UserError, match="15 samples tell next to nothing.*--force"):
+        _measure(data, scorer, encoder, "noise", 15, force=False)
+    forced = _measure(data, scorer, encoder, "noise", 15)[0].report
+    assert "do not rely on it" in forced.find("FD-pixels").note and "do not rely on it" in forced.find("KD-pixels").note
+    held_back = _measure(data, scorer, encoder, "noise", 90, force=False)[0].report.find("FD-pixels")
+    assert held_back.figure.value is None and "257 or more" in held_back.note
+
+
+def test_the_scorer_knows_real_pictures_it_has_not_seen(oracle: tuple[Found, Any]) -> None:
+    real = {m.of: m.beside[0].figure.value for m in oracle[0].report.measures if m.name == R1}
     assert real["heldout_pair"] is not None and real["heldout_pair"] > 0.75
     assert real["heldout_concept"] is not None and real["heldout_concept"] > 0.35  # chance is 1/65
 
@@ -166,22 +212,22 @@ def test_a_saved_scorer_loads_the_same(tmp_path: Path, scorer: Scorer) -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 12_000_000
 
 
-def test_unusable_data_is_one_line(tmp_path: Path, data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
-    bare = PictureSet(tmp_path, [record.model_copy(update={"name": "", "text": ""}) for record in data.records[:3]], data._read)
-    with pytest.raises(UserError, match="no caption"):
-        _measure(bare, scorer, encoder, "noise", 6)
+def test_unusable_data_is_one_line(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
     with pytest.raises(UserError, match="2 pictures cannot cover the 3 splits"):
         _measure(data, scorer, encoder, "noise", 2)
 
 
-def test_own_pictures_without_splits_or_styles(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
+def test_own_pictures_without_splits_styles_or_captions(data: PictureSet, scorer: Scorer, encoder: TextEncoder) -> None:
     plain = [r.model_copy(update={"style": "", "concept": "", "name": "", "split": "train"}) for r in data.records[:40]]
     mine = PictureSet(data.path, plain, data._read)
-    report, _ = _measure(mine, scorer, encoder, "noise", 8)
-    assert report.wrong_style is None and [copies.real for copies in report.copies] == [None]
-    assert [group.split for group in report.retrieval] == ["train"]
-    assert report.distractors == len({r.text for r in plain}) - 1
-    assert "—" in str(report)
+    report = _measure(mine, scorer, encoder, "noise", 8)[0].report
+    assert not any(m.name == "wrong style" for m in report.measures)
+    assert [m.of for m in report.measures if m.name.startswith("R@1 of")] == ["train"]
+    assert f"R@1 of {len({r.text for r in plain})}" in {m.name for m in report.measures}
+    assert not any(b.name == "real, held out" for m in report.measures for b in m.beside)
+    bare = PictureSet(data.path, [r.model_copy(update={"text": ""}) for r in plain], data._read)
+    untold = _measure(bare, scorer, encoder, "noise", 8)[0].report
+    assert not any(m.group == "condition" for m in untold.measures) and "is not judged" in untold.warnings[0]
 
 
 def test_folding_keeps_what_the_network_computes() -> None:

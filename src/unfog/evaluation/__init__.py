@@ -1,23 +1,32 @@
-"""How good a model is: retrieval by an independent scorer, copies of training pictures, wrong styles, with intervals."""
+"""How good samples are: distances to the data, coverage, an independent judge, copies, likelihood, each with its interval."""
 
+from unfog.evaluation.conditions import style_error
 from unfog.evaluation.copies import copy_share, copy_threshold, nearest, planted, thumbnails
-from unfog.evaluation.pictures import evaluate, measure, style_error
-from unfog.evaluation.report import Compared, Copies, Figure, Group, Report
+from unfog.evaluation.report import Difference, Evaluation, Figure, Measure, Report
 from unfog.evaluation.retrieval import draw_distractors, retrieval
-from unfog.evaluation.statistics import bootstrap_interval, share_interval
+from unfog.evaluation.run import evaluate, measure, measure_model, measure_numbers
+from unfog.evaluation.samples import Asked, Samples, found_in, made_by
+from unfog.evaluation.statistics import bootstrap_interval, difference_interval, share_interval
 
 __all__ = [
-    "Compared",
-    "Copies",
+    "Asked",
+    "Difference",
+    "Evaluation",
     "Figure",
-    "Group",
+    "Measure",
     "Report",
+    "Samples",
     "bootstrap_interval",
     "copy_share",
     "copy_threshold",
+    "difference_interval",
     "draw_distractors",
     "evaluate",
+    "found_in",
+    "made_by",
     "measure",
+    "measure_model",
+    "measure_numbers",
     "nearest",
     "planted",
     "retrieval",

@@ -1,15 +1,31 @@
-"""What an evaluation found: every figure with its interval and its number of pictures, as a table and as JSON."""
+"""What an evaluation found: every figure with its interval, its number of samples and what it is held against.
+
+A figure alone says nothing: beside it stands what real data reach on the same measure (the noise floor), and how it was made
+(settings). `str` gives the table of a terminal, `model_dump_json` the JSON, `document.py` the page.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from unfog.errors import UserError
 from unfog.evaluation.statistics import LEVEL, bootstrap_interval, share_interval
+
+GROUPS = {
+    "fidelity": "Distance to the data",
+    "coverage": "Precision, coverage, diversity",
+    "condition": "Does it show what was asked for?",
+    "memory": "Memory: copies, and what is known by heart",
+    "likelihood": "Likelihood",
+    "cost": "Cost",
+}
+Unit = Literal["", "%", "bits/dim", "nats", "s", "MB"]
 
 
 class Part(BaseModel):
@@ -19,120 +35,157 @@ class Part(BaseModel):
 
 
 class Figure(Part):
-    """A mean or a share with its 95 % interval; None where there is none (a share of zero)."""
+    """A value with its 95 % interval; None where there is none."""
 
     value: float | None
-    low: float | None
-    high: float | None
-    n: int = Field(ge=1, description="pictures behind it")
+    low: float | None = None
+    high: float | None = None
+    n: int = Field(ge=1, description="samples behind it")
 
     @field_validator("value", "low", "high")
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None  # JSON has no infinity
 
-    def __str__(self) -> str:
-        numbers = ["    —" if x is None else f"{100 * x:5.1f}" for x in (self.value, self.low, self.high)]
-        return f"{numbers[0]} % [{numbers[1]},{numbers[2]}] n={self.n}"
+    def shown(self, unit: str = "", count: bool = True) -> str:
+        """For a table: the value, the interval where there is one, and n."""
+        if self.value is None:
+            return "—"
+        text = _number(self.value, unit)
+        if self.low is not None or self.high is not None:
+            low, high = ("—" if x is None else _number(x, unit) for x in (self.low, self.high))
+            text += f" [{low}, {high}]"
+        return text + (f" {unit}" if unit else "") + (f" n={self.n}" if count else "")
 
 
-class Group(Part):
-    """Retrieval of one group of captions: generated pictures, real ones, and the one as a share of the other."""
-
-    split: str
-    generated: Figure
-    real: Figure
-    reference: str = Field(description="the split that the real pictures are from")
-    share: Figure
+def _number(value: float, unit: str) -> str:
+    if unit == "%":
+        return f"{100 * value:.1f}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-class Compared(Part):
-    """A rate among generated pictures, and the same among real held-out ones (None where there are none)."""
+class Beside(Part):
+    """What else was measured in the same way: real data, a half of the data against the other."""
 
-    split: str
-    generated: Figure
-    real: Figure | None
+    name: str
+    figure: Figure
 
 
-class Copies(Part):
-    """Pictures called copies under one threshold, and what that threshold finds of copies planted on purpose."""
+class Measure(Part):
+    """One row of a report."""
 
-    calibration: str = Field(description="unseen or twins: the real pictures whose 1 % quantile is the threshold")
-    threshold: float
-    split: str
-    generated: Figure
-    real: Figure | None
-    noisy: Figure = Field(description="found of planted copies with noise of 16/255")
-    softened: Figure = Field(description="found of planted copies softened over 2×2 pixels")
+    group: Literal["fidelity", "coverage", "condition", "memory", "likelihood", "cost"]
+    name: str
+    of: str = Field(description="which samples: a split, or all")
+    figure: Figure
+    unit: Unit = ""
+    better: Literal["lower", "higher", ""] = ""
+    beside: list[Beside] = Field(default_factory=list)
+    note: str = Field("", description="what a reader must know, such as why there is no figure")
+
+    def against(self, name: str) -> Figure:
+        """The figure of that name beside this one. Raises KeyError."""
+        return {beside.name: beside.figure for beside in self.beside}[name]
 
 
 class Report(Part):
-    """An evaluation of one model; `str` gives the table, `model_dump_json` the JSON."""
+    """An evaluation of one model, or of a folder of samples, against one set of data."""
 
-    model: str
-    model_hash: str
+    subject: str
+    subject_hash: str
     data: str
-    scorer: str = Field(description="sha256 of the scorer's manifest, first 16 digits")
-    sampler: str
-    steps: int
-    scale: float
-    first_seed: int
-    pictures: int
-    batch: int
-    distractors: int
+    data_hash: str
+    samples: int
+    settings: dict[str, str] = Field(description="how the samples were made and read: sampler, steps, weights, resize, ...")
     level: float = LEVEL
-    retrieval: list[Group]
-    copies: list[Copies]
-    nearest_generated: float = Field(description="median distance of a sample to its nearest training picture")
-    nearest_real: float | None = Field(description="the same of real pictures of that split")
-    wrong_style: Compared | None
+    measures: list[Measure]
+    warnings: list[str] = Field(default_factory=list)
     seconds: float
     version: str
 
+    def find(self, name: str, of: str | None = None) -> Measure:
+        """The row of that name (and of those samples). Raises UserError where there is none."""
+        for measure in self.measures:
+            if measure.name == name and of in (None, measure.of):
+                return measure
+        known = ", ".join(sorted({m.name for m in self.measures}))
+        raise UserError(f"report: no measure {name!r}{f' of {of}' if of else ''}; there are: {known}")
+
     def __str__(self) -> str:
-        """A plain table: every number in per cent, with its interval and sample size."""
-        last = self.first_seed + self.pictures - 1
-        rows = [
-            ("measure", "split", "generated", "real pictures", "share of real"),
-            *(
-                (
-                    f"R@1 of {self.distractors + 1}",
-                    group.split,
-                    str(group.generated),
-                    str(group.real) + (f" ({group.reference})" if group.reference != group.split else ""),
-                    str(group.share),
-                )
-                for group in self.retrieval
-            ),
-            *((f"copies ({c.calibration})", c.split, str(c.generated), _or_dash(c.real), "") for c in self.copies),
-            *((f"  finds noisy, soft copies ({c.calibration})", "train", str(c.noisy), str(c.softened), "") for c in self.copies),
-        ]
-        if self.wrong_style is not None:
-            style = self.wrong_style
-            rows.append(("wrong style", style.split, str(style.generated), _or_dash(style.real), ""))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        head = [
-            f"{self.model} ({self.model_hash}) against {self.data}: {self.pictures} pictures, seeds {self.first_seed} to {last}",
-            f"{self.sampler}, {self.steps} steps, scale {self.scale:g}, batch {self.batch}; scorer {self.scorer}; "
-            f"{self.seconds:.0f} s; intervals {100 * self.level:.0f} %, whole concepts resampled",
-        ]
-        real = "—" if self.nearest_real is None else f"{self.nearest_real:.4f}"
-        foot = f"median distance to the nearest training picture: generated {self.nearest_generated:.4f}, real {real}"
-        return "\n".join([*head, "", *table, "", foot])
+        head = [f"{self.subject} ({self.subject_hash}) against {self.data} ({self.data_hash}): {self.samples} samples",
+                "; ".join(f"{key} {value}" for key, value in self.settings.items())]  # fmt: skip
+        lines = [*head, f"[{100 * self.level:.0f} % intervals], {self.seconds:.0f} s"]
+        for group, title in GROUPS.items():
+            rows = [m for m in self.measures if m.group == group]
+            if rows:
+                lines += ["", title, *table([_row(m) for m in rows])]
+        return "\n".join([*lines, *(f"! {text}" for text in self.warnings)])
 
 
-def _or_dash(found: Figure | None) -> str:
-    return "—" if found is None else str(found)
+def _row(m: Measure) -> tuple[str, ...]:
+    arrow = {"lower": "↓", "higher": "↑", "": " "}[m.better]
+    beside = "; ".join(f"{b.name}: {b.figure.shown(m.unit)}" for b in m.beside)
+    return f"  {m.name} {arrow}", m.of, m.figure.shown(m.unit), beside, m.note
 
 
-def figure(values: NDArray[np.bool_], clusters: Sequence[str], n: int | None = None) -> Figure:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+class Difference(Part):
+    """The second model's figure less the first's, with its interval; `real` where the interval excludes 0."""
+
+    name: str
+    of: str
+    first: str
+    second: str
+    figure: Figure
+    unit: Unit = ""
+    better: str = Field("", description="the model that this measure favours, where the difference is real")
+    paired: bool
+
+    @property
+    def real(self) -> bool:
+        low, high = self.figure.low, self.figure.high
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+    def __str__(self) -> str:
+        verdict = (f"real: {self.better} is better" if self.better else "real") if self.real else "no real difference"
+        return f"{self.name} of {self.of}: {self.second} − {self.first} = {self.figure.shown(self.unit)}; {verdict}"
+
+
+class Evaluation(Part):
+    """Reports on one or several models against the same data, and how the others differ from the first."""
+
+    reports: list[Report]
+    differences: list[Difference] = Field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [str(report) for report in self.reports]
+        if self.differences:
+            kind = {True: "same prompts and seeds", False: "independent samples"}
+            rows = [(f"  {d.name}", d.of, f"{d.second} − {d.first}", d.figure.shown(d.unit), kind[d.paired],
+                     str(d).rpartition("; ")[2]) for d in self.differences]  # fmt: skip
+            parts.append("\n".join(["Differences", *table(rows)]))
+        return "\n\n".join(parts)
+
+
+def rate(values: NDArray[np.bool_], clusters: Sequence[str], n: int | None = None) -> Figure:
     """The rate of True among `values` (N,) with its interval; n, where values repeat, how many are different."""
     low, high = bootstrap_interval(values, clusters)
     return Figure(value=float(np.mean(values)), low=low, high=high, n=n or len(values))
 
 
-def share_figure(
+def mean(values: Iterable[float]) -> Figure:
+    """The mean of independent values (N,) with its interval."""
+    array = np.asarray(list(values), np.float64)
+    low, high = bootstrap_interval(array) if len(array) > 1 else (None, None)
+    return Figure(value=float(array.mean()), low=low, high=high, n=len(array))
+
+
+def share(
     part: NDArray[np.bool_], whole: NDArray[np.bool_], part_clusters: Sequence[str], whole_clusters: Sequence[str]
 ) -> Figure:
     """One rate as a share of another, with its interval; n is the number of `part`."""
