@@ -1,13 +1,16 @@
 """`unfog plot`: options reach the request, one line on errors, and no model is needed where none is asked for."""
 
 import json
+import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from unfog import plots
+from unfog.cli import plot as cli
 from unfog.modalities.image.show import read_recipe
 from unfog.page import Lines, Series
 from unfog.plots import Curve, Sheet
@@ -20,7 +23,7 @@ def asked(monkeypatch):
 
     def stream(kind, request):
         found.append((kind, request))
-        if kind == "loss":
+        if kind in ("loss", "copies"):
             yield Curve(Lines("t", [Series("s", [0, 1], [1.0, 2.0])]), {"plot": kind})
         else:
             yield Sheet(Image.new("RGB", (4, 4)), {"plot": kind}, [])
@@ -88,6 +91,22 @@ def test_forward_without_a_model(unfog_command, tmp_path):
     assert (code, err) == (0, []) and [level["alpha"] for level in json.loads(out[0])["levels"]] == [1.0, 0.5]
     first = (tmp_path / "forward.png").read_bytes()
     assert unfog_command(*words)[0] == 0 and (tmp_path / "forward.png").read_bytes() == first
+
+
+def commands():
+    """Every `unfog plot` of the documentation and of the help."""
+    page = (Path(__file__).parents[2] / "docs" / "plots.md").read_text(encoding="utf-8")
+    texts = [page, *(function.__doc__ or "" for function in (cli.grid, cli.film, cli.forward, cli.loss, cli.copies))]
+    found = [line.strip() for text in texts for line in text.splitlines() if line.strip().startswith("unfog plot ")]
+    assert len(found) > 12
+    return found
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_of_the_documentation_are_asked_as_they_are_meant(line, unfog_command, asked):
+    kind = line.split()[2]
+    code, out, err = unfog_command(*shlex.split(line)[1:])
+    assert (code, err) == (0, []) and asked[-1][0] == kind and out[0].endswith((".png", ".svg"))
 
 
 def test_help_names_every_plot(unfog_command):

@@ -126,3 +126,14 @@ def test_matplotlib_files_are_the_same_again_whatever_a_user_has_set(curve, tmp_
     assert curve.save(tmp_path / "loss.png").read_bytes() == before
     with Image.open(tmp_path / "loss.png") as image:
         assert image.width > 800 and '"curves"' in image.info["unfog"]
+
+
+def test_many_pictures_are_measured_in_parts(model, monkeypatch):
+    import unfog.training.watch as watch
+
+    seen = []
+    forward = model.denoiser.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr(watch, "COUNT", 5)
+    (train, _) = plots.draw("loss", model, n=12, levels="0,1").facts["curves"]
+    forward.remove()
+    assert train["n"] == 12 and max(seen) == 5 and sum(seen) == 2 * (12 + 8)

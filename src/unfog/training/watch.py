@@ -56,7 +56,7 @@ def bin_losses(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, dev
     rng = np.random.default_rng(0)
     chosen = rng.permutation(corpus.plain)[:count]
     losses = {f"{level:g}": np.empty(len(chosen)) for level in levels}
-    for places in corpus.alike(chosen):
+    for places in (part for all_ in corpus.alike(chosen) for part in np.split(all_, range(COUNT, len(all_), COUNT))):
         some = chosen[places]
         x0 = corpus.x0(some)
         cond = corpus.cond(corpus.texts[some, 0], corpus.classes[some])
