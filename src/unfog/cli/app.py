@@ -13,6 +13,7 @@ from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
 from unfog.cli.generate import generate
 from unfog.cli.models import models
+from unfog.cli.plot import app as plot
 from unfog.cli.report import report
 from unfog.cli.train import train
 from unfog.cli.verify import verify
@@ -50,6 +51,7 @@ Try:
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
 for command in (generate, estimate, train, report, average, evaluate, fit, verify, models):
     app.command(command)
+app.command(plot)
 
 
 def run(tokens: list[str]) -> int:

@@ -25,7 +25,7 @@ from torch import nn
 from unfog.diffusion import Noise, make_grid, make_plan, sample
 from unfog.diffusion.denoisers import Preconditioned, Process
 from unfog.diffusion.guidance.cfg import ClassifierFree
-from unfog.diffusion.losses import denoising_loss
+from unfog.diffusion.losses import Weight, denoising_loss
 from unfog.evaluation.copies import SIDE, lower_quantile, nearest, thumbnails
 from unfog.training.corpus import Corpus
 from unfog.training.recipe import Recipe
@@ -50,22 +50,21 @@ def held_out_loss(
 
 
 @torch.inference_mode()
-def bin_losses(
-    denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, device: str, count: int = COUNT
-) -> dict[str, NDArray[np.float64]]:
-    """The loss of each of `count` plain pictures, drawn by a fixed seed as their noise is, in each noise bin."""
+def bin_losses(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, device: str, count: int = COUNT,
+               levels: Sequence[float] = NOISE_BINS, weight: Weight | None = None) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """The loss of each of `count` plain pictures, drawn by a fixed seed as their noise is, at each level ln(sigma/alpha)."""
     rng = np.random.default_rng(0)
     chosen = rng.permutation(corpus.plain)[:count]
-    losses = {f"{level:g}": np.empty(len(chosen)) for level in NOISE_BINS}
-    for places in corpus.alike(chosen):
+    losses = {f"{level:g}": np.empty(len(chosen)) for level in levels}
+    for places in (part for all_ in corpus.alike(chosen) for part in np.split(all_, range(COUNT, len(all_), COUNT))):
         some = chosen[places]
         x0 = corpus.x0(some)
         cond = corpus.cond(corpus.texts[some, 0], corpus.classes[some])
         eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
-        for level in NOISE_BINS:
+        for level in levels:
             t = torch.full((len(x0),), float(denoiser.process.schedule.time(-2 * level)), device=device)
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                losses[f"{level:g}"][places] = denoising_loss(denoiser, x0, cond, t, eps).double().cpu().numpy()
+                losses[f"{level:g}"][places] = denoising_loss(denoiser, x0, cond, t, eps, weight).double().cpu().numpy()
     return losses
 
 
