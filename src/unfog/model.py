@@ -273,6 +273,8 @@ class Model:
         from unfog import __version__
 
         request = request.settled()
+        if request.novel is not None:  # this part knows no training data, and may not pass over what was asked
+            raise UserError("novel: is answered by unfog.evaluation.novel.stream; call that, or leave novel out")
         if request.style is not None and request.style not in self.styles:
             raise unknown("style", request.style, self.styles)
         settings = self._settings(request)
