@@ -191,6 +191,7 @@ def memorisation(
     stated: float = STATED,
     seed: int = 0,
     most: int = 500,
+    plants: int = PLANTED,
 ) -> Memorisation:
     """Copies of training pictures among samples, what the detector is worth here, duplicates, and the loss seen against unseen.
 
@@ -198,7 +199,7 @@ def memorisation(
         shapes (heldout None: training pictures, each against all others, stand in); names, of training pictures; groups, of
         held-out pictures (concepts); prompts and styles, of training and of held-out pictures, for the membership test;
         known, `Known.of` the training pictures where it is at hand; stated, the share of unseen pictures that may be called
-        copies; most, unseen pictures that are looked at.
+        copies; most, unseen pictures that are looked at; plants, training pictures changed in each of the ways.
     Raises: ValueError where there are no samples, or fewer than two training pictures.
     """
     if len(samples) == 0 or len(train) < 2:
@@ -216,7 +217,7 @@ def memorisation(
     innocent, innocent_mirrored = (look(unseen, known, own, mirrored) for mirrored in (False, True))
     limits = [calibrate(part.score, labels, stated, seed) for part in (innocent, innocent_mirrored)]
     made, made_mirrored = (look(samples, known, None, mirrored) for mirrored in (False, True))
-    drawn = rng.permutation(len(train))[:PLANTED]
+    drawn = rng.permutation(len(train))[:plants]
     found = planted([train[i] for i in drawn], known, seed)
     alarms, alarms_mirrored = (Share.of(part.score > c.threshold) for part, c in zip((made, made_mirrored), limits, strict=True))
     verdict = _verdict(alarms, limits[0])
