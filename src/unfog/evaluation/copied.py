@@ -64,6 +64,11 @@ def copied(
         twins = found.duplicates
         rows.append(Measure(group="memory", name="training pictures with a twin", of="train", unit="%", better="lower",
                             figure=Figure(value=twins.share, n=twins.n), note=f"in {twins.groups} groups"))  # fmt: skip
+    if found.membership is not None:
+        gap = found.membership.overall
+        rows.append(Measure(group="likelihood", name="loss of unseen above seen", of="held out", unit="%", better="lower",
+                            figure=Figure(value=gap.gap, low=gap.low, high=gap.high, n=found.membership.n_unseen),
+                            note=f"one is told from the other in {100 * gap.auc:.0f} % of pairs; 50 is chance"))  # fmt: skip
     return rows, found, found.words if found.verdict == "copies" else ""
 
 
