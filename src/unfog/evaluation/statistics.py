@@ -211,7 +211,7 @@ def jackknifed(
     pseudo = centre - (groups - 1) * (t - t.mean())
     error = math.sqrt(float(pseudo.var(ddof=1)) / groups + variance)
     slack = 0.0
-    if halves:
+    if halves and groups > 2:  # two groups left out are halves themselves
         kept = 1 - 1 / groups
         # With a bias b/n + c/n², extrapolating from a share f leaves −c/(f·n²): the two differ by a known part of it.
         slack = (2 * value - float(np.mean(halves)) - centre) / kept / (2 - 1 / kept)
