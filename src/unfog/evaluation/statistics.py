@@ -25,6 +25,7 @@ from unfog.errors import UserError
 
 RESAMPLES = 2_000
 LEVEL = 0.95
+MARGIN = 1.15  # of widths that must hold also where group values are not quite normal
 GROUPS = 10  # left out one after another; more narrow an interval by at most a tenth and cost a distance each
 # The two-sided 95 % quantile of Student's t with 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -195,6 +196,7 @@ def jackknifed(
     biased: bool = True,
     bounds: tuple[float, float] = (0.0, math.inf),
     square: bool = False,
+    margin: float = 1.0,
     variance: float = 0.0,
     answers: int | None = None,
 ) -> Estimate:
@@ -202,8 +204,8 @@ def jackknifed(
 
     Args: left_out (G,); halves, the figure on random halves of both sets: how far they are from a bias of 1/n is how much
         of it may be left; biased, whether to take a bias of 1/n off; bounds, what the true value may be; square, whether
-        it is a squared distance; variance, more of it that leaving out cannot show; answers, for a share, how many yes or
-        no answers it is made of.
+        it is a squared distance; margin, a factor of the width where group values are far from normal; variance, more of
+        it that leaving out cannot show; answers, for a share, how many yes or no answers it is made of.
     """
     t = np.asarray(left_out, np.float64)
     groups = len(t)
@@ -215,7 +217,7 @@ def jackknifed(
         kept = 1 - 1 / groups
         # With a bias b/n + c/n², extrapolating from a share f leaves −c/(f·n²): the two differ by a known part of it.
         slack = (2 * value - float(np.mean(halves)) - centre) / kept / (2 - 1 / kept)
-    reach = student(groups) * error
+    reach = margin * student(groups) * error
     # Twice, because with heavy tails the halves show but half of what is left; on its own side only.
     low, high = centre - reach - max(2 * slack, 0), max(centre, bounds[0]) + reach - min(2 * slack, 0)
     if square and centre > 0 and reach > 0:
@@ -250,7 +252,6 @@ def differ(a: Estimate, b: Estimate) -> Difference:
     return Difference(a.name, value, low, high, low > 0 or high < 0)
 
 
-MARGIN = 1.15  # so that at most 5 % of alike pairs are called different also where group values are not quite normal
 SIZED = ("precision", "recall", "density", "coverage")  # figures that have a meaning only at their sample size
 
 
