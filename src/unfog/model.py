@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.adapters import changed, read_adapters, recorded, words
-from unfog.diffusion import Gaussian, Noise, Plan, make_grid, make_plan, process_from_config, run
+from unfog.diffusion import Gaussian, Noise, Plan, State, begin, make_grid, make_plan, process_from_config, run
 from unfog.diffusion.denoisers import OneByOne, Preconditioned, one_thread
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.samplers import SAMPLERS, sampler_name
@@ -253,10 +253,28 @@ class Model:
         """Which learned plan `name` is; None for a sampler."""
         return sha256(json.dumps(self.plans[name]["plan"]).encode())[:16] if name in self.plans else None
 
+    def settled(self, request: GenerateRequest) -> dict[str, Any]:
+        """Sampler, steps, scale, ... of a request, defaults filled in. Raises UserError for what the model does not know."""
+        if request.style is not None and request.style not in self.styles:
+            raise unknown("style", request.style, self.styles)
+        self.frame(request.aspect)  # refused before anything is made
+        return self._settings(request)
+
+    def planned(self, request: GenerateRequest) -> Plan:
+        """The plan by which each picture of a request is made. Raises UserError for what the model does not know."""
+        settings = self.settled(request)
+        return self.plan(settings["sampler"], settings["steps"])
+
+    def states(self, request: GenerateRequest, items: Sequence[tuple[str, str | None, int]], plan: Plan) -> Iterator[State]:
+        """The making of one batch of (prompt, style, seed), by a request's other settings: every State, that of the noise first.
+
+        Its last x is what `stream` decodes.
+        """
+        return self._states(items, request.negative, self.settled(request), plan)
+
     @torch.inference_mode()
-    def _sample(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
-                plan: Plan) -> Iterator[tuple[int, np.ndarray | None]]:  # fmt: skip
-        """One batch of (prompt, style, seed): yields evaluations done, at last with the pictures (B, H, W, 4)."""
+    def _states(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
+                plan: Plan) -> Iterator[State]:  # fmt: skip
         strict = bool(settings.get("strict"))
         if strict:  # the text encoder's last bits, too, depend on what else is in its batch
             with one_thread():
@@ -271,19 +289,25 @@ class Model:
         guided = ClassifierFree(denoiser, settings["scale"], other, tuple(interval) if interval else None)
         noise = Noise([seed for _, _, seed in items])
         width, height = self.frame(settings.get("aspect"))
-        x = self.denoiser.process.prior(noise.normal((4, height, width), 0), plan.start).to(self.device)
-        for state in run(plan, lambda x_t, t: guided(x_t, t, cond), x, noise):
-            yield state.nfe, self.codec.decode(state.x) if state.done else None
+        first = begin(plan, self.denoiser.process.prior(noise.normal((4, height, width), 0), plan.start).to(self.device))
+        yield first
+        yield from run(plan, lambda x_t, t: guided(x_t, t, cond), first, noise)
+
+    def _sample(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
+                plan: Plan) -> Iterator[tuple[int, np.ndarray | None]]:  # fmt: skip
+        """One batch of (prompt, style, seed): yields evaluations done, at last with the pictures (B, H, W, 4)."""
+        for state in self._states(items, negative, settings, plan):
+            if state.nfe:
+                yield state.nfe, self.codec.decode(state.x) if state.done else None
 
     def stream(self, request: GenerateRequest) -> Generator[Progress | Result]:
         """Progress and results of a request, in order. Raises UserError for an unknown style or sampler."""
         from unfog import __version__
 
         request = request.settled()
-        if request.style is not None and request.style not in self.styles:
-            raise unknown("style", request.style, self.styles)
-        settings = self._settings(request)
-        self.frame(request.aspect)  # refused before anything is made
+        if request.novel is not None:  # this part knows no training data, and may not pass over what was asked
+            raise UserError("novel: is answered by unfog.evaluation.novel.stream; call that, or leave novel out")
+        settings = self.settled(request)
         plan = self.plan(settings["sampler"], settings["steps"])
         wanted = request.pictures()
         batches = request.batches()

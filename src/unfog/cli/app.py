@@ -13,6 +13,8 @@ from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
 from unfog.cli.generate import generate
 from unfog.cli.models import models
+from unfog.cli.novel import spelled_out
+from unfog.cli.plot import app as plot
 from unfog.cli.report import report
 from unfog.cli.train import train
 from unfog.cli.verify import verify
@@ -50,12 +52,13 @@ Try:
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
 for command in (generate, estimate, train, report, average, evaluate, fit, verify, models):
     app.command(command)
+app.command(plot)
 
 
 def run(tokens: list[str]) -> int:
     """Run the command line's words and return the exit code."""
     try:
-        code = app(tokens)
+        code = app(spelled_out(tokens))
     except CycloptsError as error:
         complain(f"{error} (see `{' '.join(['unfog', *(error.command_chain or ())])} --help`)")
         return 2

@@ -29,3 +29,5 @@ Real = Annotated[float, Parameter(converter=_real)]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 # The one option with a short name only, as everybody writes it: -n 4.
 Count = Annotated[Whole, Parameter(name="-n")]
+# Numbers parted by commas, of which the first may be below 0.
+Listed = Annotated[str, Parameter(allow_leading_hyphen=True)]

@@ -6,26 +6,28 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from unfog.requests import Progress, Result
+    from unfog.requests import Progress
+
+Made = TypeVar("Made")
 
 INTERVAL = 0.25  # seconds between two lines: at most four a second, however fast the steps are
 
 
-def watch(events: Iterable[Progress | Result], what: str) -> Iterator[Result]:
+def watch(events: Iterable[Progress | Made], what: str) -> Iterator[Made]:
     """Pass the results through and show the progress between them."""
     return _bar(events, what) if sys.stderr.isatty() else _lines(events)
 
 
-def _lines(events: Iterable[Progress | Result]) -> Iterator[Result]:
+def _lines(events: Iterable[Progress | Made]) -> Iterator[Made]:
     """{"event": "progress", "done": 3, "total": 20, "eta_s": 1.4} on stderr, a few a second."""
-    from unfog.requests import Result
+    from unfog.requests import Progress
 
     start, last = time.monotonic(), -INTERVAL
     for event in events:
-        if isinstance(event, Result):
+        if not isinstance(event, Progress):
             yield event
             continue
         now = time.monotonic()
@@ -37,12 +39,12 @@ def _lines(events: Iterable[Progress | Result]) -> Iterator[Result]:
         print(json.dumps(line), file=sys.stderr, flush=True)
 
 
-def _bar(events: Iterable[Progress | Result], what: str) -> Iterator[Result]:
+def _bar(events: Iterable[Progress | Made], what: str) -> Iterator[Made]:
     """A bar with the remaining time, gone when the work is done."""
     from rich import progress
     from rich.console import Console
 
-    from unfog.requests import Result
+    from unfog.requests import Progress
 
     columns = (
         progress.TextColumn("{task.description}"),
@@ -56,7 +58,7 @@ def _bar(events: Iterable[Progress | Result], what: str) -> Iterator[Result]:
     ) as bar:
         task = bar.add_task(what, total=None)
         for event in events:
-            if isinstance(event, Result):
+            if not isinstance(event, Progress):
                 yield event
             else:
                 bar.update(task, completed=event.done, total=event.total)

@@ -97,6 +97,8 @@ class Lines:
     x_log: bool = False
     zero: bool = False
     levels: Sequence[tuple[float, str]] = ()
+    marks: Sequence[float] = ()
+    marked: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def svg(part: Lines | Bars) -> str:
     if isinstance(part, Bars):
         return bar_plot(part.title, part.names, part.series, part.y_name, levels=part.levels)
     return line_plot(part.title, part.series, part.y_name, log=part.log, zero=part.zero, x_name=part.x_name, x_log=part.x_log,
-                     levels=part.levels)  # fmt: skip
+                     levels=part.levels, marks=part.marks, marked=part.marked)  # fmt: skip
 
 
 def decimals(value: float, low: float | None = None, high: float | None = None) -> int:
@@ -218,7 +220,7 @@ def _strip(m: Measure) -> str:
     unit = 126 / max(known)
     out = ['<svg viewBox="0 0 130 14" class="plot" role="img" aria-hidden="true">']
     if m.floor is not None and math.isfinite(m.floor):
-        out.append(f'<rect x="2" y="1" width="{unit * m.floor:.2f}" height="12" fill="var(--grid)"/>')
+        out.append(f'<rect x="2" y="1" width="{unit * m.floor:.2f}" height="12" class="floor"/>')
         out.append(f'<path d="M{2 + unit * m.floor:.2f} 1v12" class="axis"/>')
     if m.low is not None and m.high is not None and _finite(m.low) and _finite(m.high):
         a, b = 2 + unit * m.low, 2 + unit * m.high
@@ -235,9 +237,14 @@ def _cell(cell: object) -> str:
     if cell is None:
         return f'<td class="number">{NONE}</td>'
     if isinstance(cell, int | float) and not isinstance(cell, bool):
-        shown = f"{cell:,}" if isinstance(cell, int) else f"{cell:,.{decimals(cell)}f}" if math.isfinite(cell) else NONE
+        shown = f"{cell:,}" if isinstance(cell, int) else _short(cell) if math.isfinite(cell) else NONE
         return f'<td class="number">{shown}</td>'
     return f"<td>{escape(str(cell))}</td>"
+
+
+def _short(value: float) -> str:
+    shown = f"{value:,.{decimals(value)}f}"
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
 
 
 def _table(part: Table) -> str:

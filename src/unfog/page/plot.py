@@ -12,7 +12,7 @@ from html import escape
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, BOTTOM, LINE = 62, 14, 36, 16  # pixels around the axes, and from legend line to legend line
-LETTER = 6.3  # pixels that a letter of the legend takes, about
+LETTER = 6.8  # pixels that a letter of the legend takes, about
 MOST = 500  # points a line; where there are more, neighbours become their mean
 HUES = 6  # colours there are; a higher number begins again
 
@@ -189,7 +189,9 @@ def _drawn(line: Series, parts: list[list[tuple[float, float]]], across: Scale, 
                     f'<circle cx="{x:.2f}" cy="{y:.2f}" r="3.2" class="dot f{line.colour % HUES}"><title>{said}</title></circle>'
                 )
                 if word:
-                    out.append(f'<text x="{x + 6:.2f}" y="{y - 5:.2f}" class="key">{escape(word)}</text>')
+                    turn = x + 6 + LETTER * len(word) > WIDTH  # there is no room to the right
+                    place = f'x="{x + (-6 if turn else 6):.2f}" y="{y - 5:.2f}"'
+                    out.append(f'<text {place} class="key{" y" if turn else ""}">{escape(word)}</text>')
     return out
 
 
@@ -245,7 +247,7 @@ class _Frame:
         self.up = Scale(y_low, y_high, self.foot, self.top, log)
         self.out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" class="plot" role="img" '
                     f'aria-label="{escape(title, quote=True)}">',
-                    f'<text x="{LEFT}" y="15" class="title">{escape(title)}</text>', *legend]  # fmt: skip
+                    f'<text x="{LEFT}" y="15" class="title">{escape(_cut(title, WIDTH - LEFT))}</text>', *legend]  # fmt: skip
         for value in log_ticks(y_low, y_high) if log else linear_ticks(y_low, y_high, 5):
             y = f"{self.up(value):.2f}"
             self.out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" class="grid"/>')
@@ -261,6 +263,12 @@ class _Frame:
 
     def whole(self) -> str:
         return "\n".join([*self.out, "</svg>"])
+
+
+def _cut(text: str, room: float, letter: float = 1.2 * LETTER) -> str:
+    """Text that fits, of bold letters."""
+    most = int(room / letter)
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _kind(line: Series) -> str:

@@ -11,14 +11,14 @@ SHADES = {"page": ("#ffffff", "#15181c"), "ink": ("#1b1f24", "#e6e8eb"), "dim": 
           "grid": ("#e4e7eb", "#2b3138"), "warn": ("#fff4d6", "#3a2f10"), "edge": ("#d9a300", "#d9a300"),
           **{f"c{i}": pair for i, pair in enumerate(COLOURS)}}  # fmt: skip
 PLOT = """
-.plot { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
+.plot { width: 100%; height: auto; font: 12px system-ui, Helvetica, Arial, DejaVu Sans, sans-serif; }
 .plot text { fill: var(--ink); } .plot .tick { fill: var(--dim); font-size: 11px; } .plot .y { text-anchor: end; }
 .plot .x { text-anchor: middle; } .plot .title { font-weight: 600; font-size: 13px; } .plot .key { font-size: 11px; }
 .plot .grid { stroke: var(--grid); } .plot .axis { stroke: var(--dim); fill: none; }
 .plot .mark { stroke: var(--dim); stroke-dasharray: 2 3; } .plot .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .plot .dashed { stroke-dasharray: 6 4; } .plot .faint { stroke-width: 1; opacity: 0.35; }
 .plot .band { opacity: 0.18; stroke: none; } .plot .bar { opacity: 0.85; } .plot .dot { stroke: var(--page); stroke-width: 0.8; }
-.plot .whisker { stroke: var(--ink); stroke-width: 1.2; fill: none; }
+.plot .floor { fill: var(--grid); } .plot .whisker { stroke: var(--ink); stroke-width: 1.2; fill: none; }
 """ + "\n".join(f".plot .c{i} {{ stroke: var(--c{i}); }} .plot .f{i} {{ fill: var(--c{i}); }}" for i in range(len(COLOURS)))
 TEXT = """
 body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1360px;
