@@ -131,12 +131,14 @@ def test_items_of_one_label_stay_together() -> None:
         grouped(5, 5, clusters=(["a"] * 4, ["a"] * 5))
 
 
-def test_repeated_items_make_an_interval_wider_only_if_labelled() -> None:
-    x, y = pair(4, 40, 40, far=0.2)
-    x, y = np.repeat(x, 4, 0), np.repeat(y, 4, 0)
-    labels = [i // 4 for i in range(160)], [1000 + i // 4 for i in range(160)]
-    width = [one.high - one.low for one in (frechet_estimate(x, y), frechet_estimate(x, y, clusters=labels))]
-    assert width[1] > 1.5 * width[0]
+def test_repeated_items_spread_as_the_few_that_they_are_only_if_labelled() -> None:
+    apart, together = [], []
+    for seed in range(10):
+        x, y = (np.repeat(z, 4, 0) for z in pair(seed, 60, 60, far=0.5))
+        labels = [i // 4 for i in range(240)], [1000 + i // 4 for i in range(240)]
+        apart.append(np.std(frechet_estimate(x, y).pseudo))
+        together.append(np.std(frechet_estimate(x, y, clusters=labels).pseudo))
+    assert np.mean(together) == pytest.approx(2 * np.mean(apart), rel=0.25)
 
 
 def test_models_that_are_alike_rarely_differ_and_others_do() -> None:
@@ -180,6 +182,18 @@ def test_noise_floor_is_what_equal_sets_give() -> None:
     assert noise_floor(measure, x).n == 100
     with pytest.raises(UserError, match="noise floor: 2 samples are too few"):
         noise_floor(measure, x[:2])
+
+
+def test_every_size_gives_an_interval_or_one_line() -> None:
+    for n in range(1, 20):
+        x, y = pair(9, n, 40, 2)
+        for which in (*ESTIMATES, "prdc"):
+            try:
+                found = estimates(x, y, which=(which,), force=True)
+            except UserError as error:
+                assert "too few" in str(error) and "\n" not in str(error) and n < 10
+            else:
+                assert all(np.isfinite([one.value, one.low, one.high]).all() for one in found.values())
 
 
 def test_too_few_samples_are_refused_unless_forced() -> None:

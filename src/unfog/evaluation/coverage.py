@@ -59,9 +59,15 @@ def prdc_without(real: ArrayLike, made: ArrayLike, labels: tuple[Labels, Labels]
     """`prdc` with each group of real and made items left out in turn; distances are computed once.
 
     Args: labels, the group from 0 of each real (N,) and made (M,) item.
+    Raises: UserError as `prdc` does, and where no more than k items are left beside a group.
     """
     x, y = centred(*checked_pair(real, made, least=k + 1, names=("real set", "made set")))
     groups = int(max(labels[0].max(), labels[1].max())) + 1
+    for z, of, whose in zip((x, y), labels, ("real", "made"), strict=True):
+        if len(z) - np.bincount(of).max() <= k:
+            raise UserError(
+                f"{whose} set: {len(z)} samples are too few for an interval with {k} neighbours; give {3 * k + 3} or more"
+            )
     real_radius, made_radius = (radii_without(z, of, groups, k) for z, of in zip((x, y), labels, strict=True))
     inside = np.zeros((groups, len(y)), np.int64)
     covered, recalled = np.zeros(groups), np.zeros(groups)

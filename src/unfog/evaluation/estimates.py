@@ -4,8 +4,10 @@
     precision, recall, density, coverage the interval is of the mean over new sets of the same sizes: these four have no
                                          useful limit (with k fixed, all balls shrink to points as the sets grow)
 
-A group is left out of the real and the made set at once. How often the intervals hold what they should is measured in
-benchmarks/evaluation.py.
+A group is left out of the real and the made set at once. Over 200 draws from each of ten pairs of known distributions (2 to
+128 dimensions, 32 to 512 samples, light and heavy tails) 79 of 80 intervals held the truth in 91.5 % of the draws or more, and
+the kernel distance of 100 heavy-tailed points in 2 dimensions in 89.5 %: benchmarks/evaluation.py. With fewer samples than
+dimensions (forced) the bias is not of 1/n any more, and the interval of a Fréchet distance promises nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from unfog.evaluation.distances import (
     kernel_within,
     wasserstein,
 )
-from unfog.evaluation.statistics import GROUPS, Estimate, grouped, jackknifed
+from unfog.evaluation.statistics import GROUPS, MARGIN, Estimate, grouped, jackknifed
 
 Array = NDArray[np.float64]
 Clusters = tuple[Sequence[object], Sequence[object]]
@@ -78,7 +80,9 @@ def kernel_estimate(
         return float(own[0][pair].sum() / (n * (n - 1)) + own[1][pair].sum() / (m * (m - 1)) - 2 * between[pair].sum() / (n * m))
 
     left_out = [distance(np.arange(count) != g) for g in range(count)]
-    return jackknifed("kernel", distance(np.ones(count, bool)), left_out, len(x), len(y), biased=False, square=True)
+    value = distance(np.ones(count, bool))
+    # The kernel cubes the features, and their tails.
+    return jackknifed("kernel", value, left_out, len(x), len(y), biased=False, square=True, margin=MARGIN)
 
 
 def mind_estimate(

@@ -25,6 +25,7 @@ from unfog.errors import UserError
 
 RESAMPLES = 2_000
 LEVEL = 0.95
+MARGIN = 1.15  # of widths that must hold also where group values are not quite normal
 GROUPS = 10  # left out one after another; more narrow an interval by at most a tenth and cost a distance each
 # The two-sided 95 % quantile of Student's t with 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -117,7 +118,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """One model's figure minus another's, with its 95 % interval; `real` where that excludes 0."""
+    """One model's figure minus another's, with an interval of 95 % or a little more; `real` where that excludes 0."""
 
     name: str
     value: float
@@ -164,18 +165,20 @@ def grouped(
         return found[0], found[1]
     if (len(clusters[0]), len(clusters[1])) != (n, m):
         raise UserError(f"interval: {len(clusters[0])} and {len(clusters[1])} labels for {n} and {m} samples; label each one")
-    sizes: dict[object, int] = {}
-    for label in (*clusters[0], *clusters[1]):
-        sizes[label] = sizes.get(label, 0) + 1
-    groups = min(groups, len(sizes))
+    weights: dict[object, float] = {}
+    for theirs, count in zip(clusters, (n, m), strict=True):  # a group should hold as large a share of both sets
+        for label in theirs:
+            weights[label] = weights.get(label, 0.0) + 1 / count
+    groups = min(groups, len(weights))
     if groups < 2:
         raise UserError("interval: all samples have one label; leave the labels out or give different ones")
-    order = [list(sizes)[i] for i in draw.permutation(len(sizes))]
-    full, group = np.zeros(groups, np.int64), {}
-    for label in sorted(order, key=lambda label: -sizes[label]):  # the largest first, each into the emptiest group
+    names = list(weights)
+    order = [names[i] for i in draw.permutation(len(names))]
+    full, group = np.zeros(groups), {}
+    for label in sorted(order, key=lambda label: -weights[label]):  # the largest first, each into the emptiest group
         group[label] = int(full.argmin())
-        full[group[label]] += sizes[label]
-    found = [np.array([group[label] for label in labels], np.int64) for labels in clusters]
+        full[group[label]] += weights[label]
+    found = [np.array([group[label] for label in theirs], np.int64) for theirs in clusters]
     for labels, whose in zip(found, ("real", "made"), strict=True):
         if np.bincount(labels, minlength=groups).max() > len(labels) - 2:
             raise UserError(f"interval: nearly all {whose} samples have one label; leave the labels out or give different ones")
@@ -193,6 +196,7 @@ def jackknifed(
     biased: bool = True,
     bounds: tuple[float, float] = (0.0, math.inf),
     square: bool = False,
+    margin: float = 1.0,
     variance: float = 0.0,
     answers: int | None = None,
 ) -> Estimate:
@@ -200,8 +204,8 @@ def jackknifed(
 
     Args: left_out (G,); halves, the figure on random halves of both sets: how far they are from a bias of 1/n is how much
         of it may be left; biased, whether to take a bias of 1/n off; bounds, what the true value may be; square, whether
-        it is a squared distance; variance, more of it that leaving out cannot show; answers, for a share, how many yes or
-        no answers it is made of.
+        it is a squared distance; margin, a factor of the width where group values are far from normal; variance, more of
+        it that leaving out cannot show; answers, for a share, how many yes or no answers it is made of.
     """
     t = np.asarray(left_out, np.float64)
     groups = len(t)
@@ -209,12 +213,13 @@ def jackknifed(
     pseudo = centre - (groups - 1) * (t - t.mean())
     error = math.sqrt(float(pseudo.var(ddof=1)) / groups + variance)
     slack = 0.0
-    if halves:
+    if halves and groups > 2:  # two groups left out are halves themselves
         kept = 1 - 1 / groups
         # With a bias b/n + c/n², extrapolating from a share f leaves −c/(f·n²): the two differ by a known part of it.
         slack = (2 * value - float(np.mean(halves)) - centre) / kept / (2 - 1 / kept)
-    reach = student(groups) * error
-    low, high = centre - reach - abs(slack), max(centre, bounds[0]) + reach + abs(slack)
+    reach = margin * student(groups) * error
+    # Twice, because with heavy tails the halves show but half of what is left; on its own side only.
+    low, high = centre - reach - max(2 * slack, 0), max(centre, bounds[0]) + reach - min(2 * slack, 0)
     if square and centre > 0 and reach > 0:
         # Sets that happen to give a small distance show a small spread too: the upper end is that of the logarithm, to
         # second order, where the distance is clear of 0, and fades to the plain one where it is not.
@@ -241,9 +246,10 @@ def differ(a: Estimate, b: Estimate) -> Difference:
     if a.m != b.m and a.corrected == a.value and a.name in SIZED:
         raise UserError(f"differ: {a.name} changes with the sample size, here {a.m} and {b.m}; make as many of both")
     d = np.array(a.pseudo) - np.array(b.pseudo)
-    reach = student(len(d)) * math.sqrt(float(d.var(ddof=1)) / len(d)) + abs(a.slack - b.slack)
+    reach, slack = MARGIN * student(len(d)) * math.sqrt(float(d.var(ddof=1)) / len(d)), a.slack - b.slack
     value = float(d.mean())
-    return Difference(a.name, value, value - reach, value + reach, abs(value) > reach)
+    low, high = value - reach - max(2 * slack, 0), value + reach - min(2 * slack, 0)
+    return Difference(a.name, value, low, high, low > 0 or high < 0)
 
 
 SIZED = ("precision", "recall", "density", "coverage")  # figures that have a meaning only at their sample size
