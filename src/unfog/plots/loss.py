@@ -61,7 +61,8 @@ class Measured:
 
 def stream(request: LossRequest, opened: Callable[[str], Model]) -> Iterator[Progress | Curve]:
     """Progress, then the curve: for each model a line of training pictures and one of held-out ones, where there are any."""
-    names, found = _distinct(request.models), []
+    names = _distinct(request.models)
+    found: list[Measured] = []
     for k, (name, said) in enumerate(zip(request.models, names, strict=True)):
         model = opened(name)
         pictures = pictures_of(request.data, model)
