@@ -74,7 +74,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, change):
     elif change == "out":
         out = tmp_path / "report.txt"
     words = {"empty": "empty", "nan": "1 of 100 rows have NaN", "width": "items of one shape", "kinds": "two sets of one kind",
-             "one": "rows of numbers", "text": "not readable as numbers", "out": "neither .json nor .html", "shape": ""}  # fmt: skip
+             "one": "rows of numbers", "text": "not readable as numbers", "out": "neither .json nor .html"}  # fmt: skip
     if change == "shape":  # three real items tell nothing, and the report says why, figure by figure
         found = evaluate(EvaluateRequest(models=[first], against=second, n=100)).reports[0]
         assert all(

@@ -1,7 +1,8 @@
 """Likelihood of pictures under a model: bits a dimension by the discrete bound, for pictures seen in training and unseen.
 
-Pictures are taken as what the model's space holds of them: premultiplied RGBA of 8 bits a channel. The path stops at the
-least noise that the network was trained on; a decoder fitted to other training pictures says what is left.
+Pictures are taken as what the model's space holds of them: premultiplied RGBA of 8 bits a channel. The path stops where the
+bound is lowest on other training pictures, at the least noise that the network was trained on or before; a decoder fitted to
+these says what is left.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unfog.diffusion import Noise
-from unfog.diffusion.discrete_bound import Lattice, discrete_bound, fit_decoder
+from unfog.diffusion.discrete_bound import Decoder, Lattice, discrete_bound, fit_decoder
 from unfog.evaluation.report import Beside, Measure, mean
 from unfog.evaluation.samples import caption
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 POINTS, DRAWS, BATCH = 16, 2, 8
 DECODER = 16  # pictures that the decoder is fitted to
+ENDS = (1, 2, 4, 8, 16)  # times the least noise at which the path may stop
 CLEAN = 12.0  # log-SNR at which the path stops where a model states no least noise
 
 
@@ -39,11 +41,7 @@ def likelihood(model: Model, data: PictureSet, count: int, seed: int = 0) -> tup
     unseen = rng.permutation([i for i, r in enumerate(data.records) if r.split != "train"])[:count].tolist()
     decoder, seen = train[:DECODER], train[DECODER:][:count] or train[:count]
     levels = _lattice(model)
-    end = float(
-        model.denoiser.process.schedule.time(-2 * math.log(model.denoiser.sigma_min) if model.denoiser.sigma_min else CLEAN)
-    )
-    x0, cond = _items(model, data, decoder)
-    left = fit_decoder(model.denoiser, x0, cond, noise=Noise(decoder), lattice=levels, end=end)
+    end, left = _clean_end(model, *_items(model, data, decoder), Noise(decoder), levels)
 
     def bits(rows: Sequence[int]) -> NDArray[np.float64]:
         found = []
@@ -60,6 +58,21 @@ def likelihood(model: Model, data: PictureSet, count: int, seed: int = 0) -> tup
     new = bits(unseen)
     beside = [Beside(name="seen in training", figure=mean(known))]
     return [_row("held out", new, beside, "discrete variational bound")], new
+
+
+def _clean_end(model: Model, x0: Tensor, cond: dict[str, Any], noise: Noise, lattice: Lattice) -> tuple[float, Decoder]:
+    """The time, and its decoder, at which the bound is lowest for these items."""
+    least = model.denoiser.sigma_min or math.exp(-CLEAN / 2)
+    found = []
+    for times in ENDS:
+        end = float(model.denoiser.process.schedule.time(-2 * math.log(times * least)))
+        decoder = fit_decoder(model.denoiser, x0, cond, noise=noise, lattice=lattice, end=end)
+        some = {key: value[:BATCH] for key, value in cond.items()}
+        bound = discrete_bound(model.denoiser, x0[:BATCH], some, noise=Noise(noise.seeds[:BATCH]), lattice=lattice,
+                               decoder=decoder, end=end, points=POINTS, draws=DRAWS)  # fmt: skip
+        found.append((float(bound.items.mean()), end, decoder))
+    _, end, decoder = min(found, key=lambda one: one[0])
+    return end, decoder
 
 
 def _row(of: str, bits: NDArray[np.float64], beside: list[Beside], note: str) -> Measure:

@@ -112,7 +112,10 @@ def _read(place: Path, n: int, dim: int | None) -> Features | None:
     if head != MAGIC + hashlib.sha256(rest).hexdigest().encode() + b"\n":
         _tell(f"{place}: damaged (its sha256 differs); reading the features again")
         return None
-    found = np.load(io.BytesIO(rest), allow_pickle=False)
+    try:
+        found = np.load(io.BytesIO(rest), allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        found = np.zeros(0)
     if found.ndim != 2 or len(found) != n or (dim is not None and found.shape[1] != dim) or found.dtype != np.float32:
         _tell(f"{place}: not the features of this data; reading them again")
         return None

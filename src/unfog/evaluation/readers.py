@@ -34,7 +34,7 @@ class Reader:
     """A feature function; `hash` changes with whatever changes its features, and None means that nothing may be kept."""
 
     name: str
-    label: str = field(metadata={"says": "what a Fréchet distance of these features is called"})
+    label: str  # what a Fréchet distance of these features is called
     dim: int | None
     hash: str | None
     resize: str

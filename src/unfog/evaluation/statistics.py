@@ -105,14 +105,14 @@ class Estimate:
     """A figure of two sets with its 95 % interval for the value that it estimates."""
 
     name: str
-    value: float = field(metadata={"says": "as defined, on all samples: what other tools print"})
-    corrected: float = field(metadata={"says": "with the bias of finite samples taken off; the interval is of this"})
+    value: float  # as defined, on all samples: what other tools print
+    corrected: float  # with the bias of finite samples taken off; the interval is of this
     low: float
     high: float
-    n: int = field(metadata={"says": "real samples"})
-    m: int = field(metadata={"says": "made samples"})
-    pseudo: tuple[float, ...] = field(repr=False, metadata={"says": "one value for each group left out"})
-    slack: float = field(default=0.0, repr=False, metadata={"says": "bias that may be left, signed"})
+    n: int  # real samples
+    m: int  # made samples
+    pseudo: tuple[float, ...] = field(repr=False)  # one value for each group left out
+    slack: float = field(default=0.0, repr=False)  # bias that may be left, signed
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Floor:
     mean: float
     low: float
     high: float
-    n: int = field(metadata={"says": "samples on each side"})
+    n: int  # samples on each side
     repeats: int
 
 
@@ -199,8 +199,9 @@ def jackknifed(
     """The estimate from a figure on all samples and on all but each group.
 
     Args: left_out (G,); halves, the figure on random halves of both sets: how far they are from a bias of 1/n is how much
-        of it may be left; biased, whether to take a bias of 1/n off; bounds, what the true value may be; square, whether it is a squared distance; variance, more of
-        it that leaving out cannot show; answers, for a share, how many yes or no answers it is made of.
+        of it may be left; biased, whether to take a bias of 1/n off; bounds, what the true value may be; square, whether
+        it is a squared distance; variance, more of it that leaving out cannot show; answers, for a share, how many yes or
+        no answers it is made of.
     """
     t = np.asarray(left_out, np.float64)
     groups = len(t)
@@ -214,8 +215,10 @@ def jackknifed(
         slack = (2 * value - float(np.mean(halves)) - centre) / kept / (2 - 1 / kept)
     reach = student(groups) * error
     low, high = centre - reach - abs(slack), max(centre, bounds[0]) + reach + abs(slack)
-    if square and centre > reach:
-        high += reach**2 / (4 * centre)  # the upper end of an interval of the root, which is less skewed
+    if square and centre > 0 and reach > 0:
+        # Sets that happen to give a small distance show a small spread too: the upper end is that of the logarithm, to
+        # second order, where the distance is clear of 0, and fades to the plain one where it is not.
+        high += reach / 2 * min(reach / centre, centre / reach)
     if answers:
         # Where all answers are alike, leaving groups out shows no spread; Wilson's interval does.
         z2 = 1.96**2
