@@ -305,6 +305,8 @@ class Model:
         from unfog import __version__
 
         request = request.settled()
+        if request.novel is not None:  # this part knows no training data, and may not pass over what was asked
+            raise UserError("novel: is answered by unfog.evaluation.novel.stream; call that, or leave novel out")
         settings = self.settled(request)
         plan = self.plan(settings["sampler"], settings["steps"])
         wanted = request.pictures()

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -127,6 +127,30 @@ class GenerateRequest(Request):
         max_length=20,
         description="i/N for the i-th of N shares of the pictures, i from 1 to N, with a seed; or leave it out for all",
     )
+
+    novel: Literal["warn", "resample"] | None = Field(
+        None, description="warn or resample, for pictures held against the training data, or leave it out"
+    )
+    against: Path | None = Field(
+        None, description="the training data to hold pictures against, or leave it out for what the model's card names"
+    )
+    tries: Whole | None = Field(
+        None, ge=1, le=100, description="a whole number from 1 to 100, the most times a copy is made again, or leave it out for 4"
+    )
+
+    @field_validator("against")
+    @classmethod
+    def _against_is_asked(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("novel") is None:
+            raise ValueError("is given without novel")
+        return value
+
+    @field_validator("tries")
+    @classmethod
+    def _tries_are_asked(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("novel") != "resample":
+            raise ValueError("is given, but nothing is made again without novel resample")
+        return value
 
     @field_validator("shard")
     @classmethod
@@ -312,8 +336,8 @@ class Result:
     """One finished picture: straight-alpha RGBA, where it stands in the request, and all that remakes it.
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
-    plan (its sha256) where the sampler is a plan learned for this model, aspect where one was asked for, and adapters (name,
-    hash, strength) where there are any.
+    plan (its sha256) where the sampler is a plan learned for this model, aspect where one was asked for, adapters (name,
+    hash, strength) where there are any, and novel (seed, try) where it was made again because that seed gave a copy.
     """
 
     image: Image

@@ -41,6 +41,9 @@ def test_options_reach_the_request(unfog_command, model):
         "batch": 8,
         "strict": True,
         "shard": None,
+        "novel": None,
+        "against": None,
+        "tries": None,
     }
 
 

@@ -13,6 +13,7 @@ from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
 from unfog.cli.generate import generate
 from unfog.cli.models import models
+from unfog.cli.novel import spelled_out
 from unfog.cli.plot import app as plot
 from unfog.cli.report import report
 from unfog.cli.train import train
@@ -57,7 +58,7 @@ app.command(plot)
 def run(tokens: list[str]) -> int:
     """Run the command line's words and return the exit code."""
     try:
-        code = app(tokens)
+        code = app(spelled_out(tokens))
     except CycloptsError as error:
         complain(f"{error} (see `{' '.join(['unfog', *(error.command_chain or ())])} --help`)")
         return 2

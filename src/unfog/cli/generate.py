@@ -43,6 +43,9 @@ def generate(
     like: Path | None = None,
     out: Path = Path("out"),
     grid: Path | None = None,
+    novel: str | None = None,
+    against: Path | None = None,
+    tries: Whole | None = None,
     json: Flag = False,
 ) -> int:
     """Make pictures from text and print the path of each one.
@@ -59,6 +62,7 @@ def generate(
       unfog generate "a cat" "a dog" -n 1000 --seed 0 --shard 3/16
       unfog generate --like out/a-red-apple-7.png
       unfog generate "a sks cat in the rain" --adapter my-cat:0.8
+      unfog generate "a red heart" -n 8 --novel resample
 
     Parameters
     ----------
@@ -102,15 +106,24 @@ def generate(
         The folder for the pictures, made if need be.
     grid
         Also write all pictures onto one contact sheet, a .png file.
+    novel
+        Hold each picture against the model's training data. warn, or nothing behind it: tell of each that is
+        a copy, and write it beside its original as NAME_near.png; resample: make it again from other noise.
+    against
+        The training data for --novel: a shipped set, folder or archive; without it, what the model's card names.
+    tries
+        How often --novel resample makes a picture again, 1 to 100; without it, 4.
     json
         Print one JSON object a picture: path, seed, prompt, milliseconds.
     """
     import unfog
     from unfog.cli import output
+    from unfog.cli.novel import Novelty
     from unfog.cli.progress import watch
 
     settings = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
     settings |= {"aspect": aspect, "negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
+    settings |= {"novel": novel, "against": against, "tries": tries}
     given = {key: value for key, value in settings.items() if value is not None}
     request, original = _asked_like(like, prompts, given) if like else (_asked(prompts, given), None)
     pictures = sum(map(len, request.batches()))
@@ -132,11 +145,15 @@ def generate(
     _check_model(loaded, request, original, like)
     made: list[Result] = []
     path = out
+    novelty = Novelty(loaded, request) if request.novel else None
     start = time.monotonic()
-    with closing(loaded.stream(request)) as events:
+    with closing(novelty.stream() if novelty else loaded.stream(request)) as events:
         for result in watch(events, f"{pictures} pictures" if pictures > 1 else "1 picture"):
+            if original is not None and "novel" in original:  # of which seed it was a further try: no pixel depends on it
+                result.recipe["novel"] = original["novel"]
             path = output.keep(result, out, before.get(result.prompt, 0))
-            line = {"path": str(path), "seed": result.seed, "prompt": result.prompt}
+            line: dict[str, Any] = {"path": str(path), "seed": result.seed, "prompt": result.prompt}
+            line |= novelty.tell(result, path) if novelty else {}
             print(json_.dumps({**line, "milliseconds": round(result.milliseconds, 1)}) if json else path, flush=True)
             if grid is not None:
                 made.append(result)

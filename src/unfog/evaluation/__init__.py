@@ -1,7 +1,7 @@
 """How good samples are: distances to the data, coverage, an independent judge, copies, likelihood, each with its interval."""
 
 from unfog.evaluation.conditions import style_error
-from unfog.evaluation.copies import copy_share, copy_threshold, nearest, planted, thumbnails
+from unfog.evaluation.memorisation import Memorisation, memorisation
 from unfog.evaluation.report import Difference, Evaluation, Figure, Measure, Report
 from unfog.evaluation.retrieval import draw_distractors, retrieval
 from unfog.evaluation.run import evaluate, measure, measure_model, measure_numbers
@@ -14,11 +14,10 @@ __all__ = [
     "Evaluation",
     "Figure",
     "Measure",
+    "Memorisation",
     "Report",
     "Samples",
     "bootstrap_interval",
-    "copy_share",
-    "copy_threshold",
     "difference_interval",
     "draw_distractors",
     "evaluate",
@@ -27,10 +26,8 @@ __all__ = [
     "measure",
     "measure_model",
     "measure_numbers",
-    "nearest",
-    "planted",
+    "memorisation",
     "retrieval",
     "share_interval",
     "style_error",
-    "thumbnails",
 ]

@@ -1,67 +1,176 @@
-"""Copies among samples: how many lie nearer to a training picture than all but one in a hundred real unseen pictures do.
+"""What a model may have memorised, at hand: its training pictures as the copy detector keeps them, with thresholds, cached.
 
-What the detector finds of copies planted on purpose stands beside it: a share of 0 excludes what it finds, and no more.
+    key  = sha256(format, place, name and stamp of every picture)      file = tensors (safetensors), its sha256 in front
+
+A file whose sha256 differs is said aloud and made again; a folder that cannot be written means no cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from unfog.evaluation.copies import copy_threshold, lower_quantile, nearest, planted, thumbnails
-from unfog.evaluation.report import Beside, Figure, Measure, rate
-from unfog.evaluation.samples import ALL, SIDE, Samples
-from unfog.modalities.image.data import PictureSet
+from unfog.errors import UserError
+from unfog.evaluation.aligned import planes
+from unfog.evaluation.cache import cache_folder
+from unfog.evaluation.copies import NETWORK, Known, look
+from unfog.evaluation.memorisation import Calibration, calibrate
+from unfog.files import sha256, write_atomic
 
-MOST_COPIES = 500  # samples whose nearest training picture is looked for
-PLANTED = 200  # imperfect copies of training pictures, to see what a threshold finds
+if TYPE_CHECKING:
+    from unfog.modalities.image.data import PictureSet
 
-
-def memory(samples: Samples, data: PictureSet, concepts: Sequence[str], seed: int) -> list[Measure]:
-    """Copies among the samples of a split whose real pictures the model has not seen, where the data has one."""
-    train = data.split("train") or list(range(len(data)))
-    pictures = np.stack([data.load(row, SIDE) for row in train])
-    known, known_concepts = thumbnails(pictures), [concepts[row] for row in train]
-    split = next((s for s in ("heldout_pair", "heldout_concept") if (samples.splits == s).any()), ALL)
-    places = samples.of(split)[:MOST_COPIES]
-    made, _ = nearest(thumbnails(_even(samples.pictures[places])), known)
-    drawn = np.random.default_rng(seed).permutation(len(train))[:PLANTED]
-    noisy, soft = (nearest(thumbnails(part), known)[0] for part in planted(pictures[drawn], seed))
-    thresholds = {"twins": copy_threshold(known, known_concepts, known, known_concepts, seed=seed)}
-    held = [row for row, record in enumerate(data.records) if record.split != "train"]
-    unseen = np.random.default_rng(seed).permutation(held)[:MOST_COPIES].tolist()
-    real: NDArray[np.float32] | None = None
-    if unseen:
-        real, _ = nearest(thumbnails(np.stack([data.load(row, SIDE) for row in unseen])), known)
-        thresholds = {"unseen": lower_quantile(real), **thresholds}
-    clusters = [concepts[samples.rows[i]] if samples.rows[i] >= 0 else f"sample {i}" for i in places]
-    rows = []
-    for name, threshold in thresholds.items():
-        beside = []
-        if real is not None:
-            beside = [Beside(name="real, held out", figure=rate(real < threshold, [concepts[r] for r in unseen]))]
-        planted_concepts = [known_concepts[i] for i in drawn]
-        beside += [Beside(name=f"found of planted copies, {kind}", figure=rate(found < threshold, planted_concepts))
-                   for kind, found in (("noisy", noisy), ("softened", soft))]  # fmt: skip
-        rows.append(Measure(group="memory", name=f"copies ({name})", of=split, figure=rate(made < threshold, clusters), unit="%",
-                            better="lower", beside=beside))  # fmt: skip
-    beside = [] if real is None else [Beside(name="real, held out", figure=_median(real))]
-    rows.append(Measure(group="memory", name="distance to the nearest training picture", of=split, figure=_median(made),
-                        beside=beside, note="median"))  # fmt: skip
-    return rows
+MAGIC = b"unfog known 1\n"
+SIDE = 64  # pixels a side at which data is read: twice what is compared
+UNSEEN = 500  # pictures that say what unseen ones score
+BLOCK = 256
 
 
-def _median(distance: NDArray[np.float32]) -> Figure:
-    return Figure(value=float(np.median(distance)), n=len(distance))
+@dataclass(frozen=True)
+class Neighbour:
+    """The training picture that a picture is too near to."""
+
+    name: str
+    row: int  # in the data set
+    score: float
+    apart: float  # RMS of the three colours in [0, 1], aligned and recoloured
+    mirrored: bool
 
 
-def _even(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same pictures at 64×64 where their side is no multiple of 32, which the copy detector needs."""
-    if pictures.shape[1] % 32 == 0 and pictures.shape[2] % 32 == 0:
-        return pictures
-    from PIL import Image
+@dataclass(frozen=True)
+class Memory:
+    """Training pictures and thresholds; `near` says whether a picture is a copy of one."""
 
-    # Pillow resizes RGBA through premultiplied alpha.
-    return np.stack([np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BOX)) for p in pictures])
+    data: PictureSet
+    rows: list[int]
+    known: Known
+    upright: Calibration
+    mirrored: Calibration
+
+    def near(self, pictures: Sequence[Image.Image | NDArray[np.uint8]]) -> list[Neighbour | None]:
+        """For each picture (straight RGBA, any size) the training picture it copies, or None."""
+        raw = [np.asarray(p.convert("RGBA") if isinstance(p, Image.Image) else p) for p in pictures]
+        found: list[Neighbour | None] = [None] * len(raw)
+        for turned, limit in ((True, self.mirrored), (False, self.upright)):
+            part = look(raw, self.known, None, turned)
+            for i in np.flatnonzero(part.score > limit.threshold):
+                row = self.rows[int(part.index[i])]
+                name = self.data.records[row].file_name
+                found[int(i)] = Neighbour(name, row, float(part.score[i]), float(part.apart[i]), turned)
+        return found
+
+    def picture(self, neighbour: Neighbour, size: tuple[int, int]) -> Image.Image:
+        """The neighbour as it was trained on, width and height in pixels."""
+        return Image.fromarray(self.data.load(neighbour.row, size if size[0] != size[1] else size[0]))
+
+
+def data_of(model: Any, against: str | Path | None = None) -> PictureSet:
+    """The data set a model was trained on, by its card, or the one given. Raises UserError where it is not there."""
+    from unfog.data import path
+    from unfog.modalities.image.data import PictureSet
+
+    if against is None:
+        against = (model.card.get("training") or {}).get("data")
+        if not isinstance(against, str) or not against:
+            raise UserError(f"novel: {model.name} does not say what it was trained on; give its data with --against")
+        if not Path(against).exists() and "/" in against:
+            raise UserError(f"novel: {against}, the data of {model.name}, is not there; give its place with --against")
+    place = Path(against)
+    return PictureSet.open(place if place.exists() or place.suffix or len(place.parts) > 1 else path(str(against)))
+
+
+def memory(data: PictureSet, folder: Path | None = None) -> Memory:
+    """What is kept of a data set's training split (all of it, where there are no splits), from the cache or made and kept.
+
+    Thresholds are taken on its other splits, or, where there are none, on training pictures held against all others.
+    folder: instead of `cache_folder()`. Raises UserError where there are fewer than two pictures.
+    """
+    rows = data.split("train") or list(range(len(data)))
+    if len(rows) < 2:
+        raise UserError(f"{data.path}: one picture only; nothing can be told from it")
+    others = [i for i in range(len(data)) if data.records[i].split != "train"] if data.split("train") else []
+    place = (folder or cache_folder()) / "known" / f"{_key(data)}.known"
+    kept = _read(place, len(rows))
+    if kept is None:
+        kept = _make(data, rows, others)
+        _write(place, *kept)
+    return Memory(data, rows, *kept)
+
+
+def _make(data: PictureSet, rows: list[int], others: list[int]) -> tuple[Known, Calibration, Calibration]:
+    known = Known.of(_blocks(data, rows))
+    rng = np.random.default_rng(0)
+    own: NDArray[np.int64] | None = None
+    if others:
+        chosen = [others[i] for i in rng.permutation(len(others))[:UNSEEN]]
+        pictures = planes([picture for block in _blocks(data, chosen) for picture in block])
+        groups = [data.records[i].concept or str(i) for i in chosen]
+    else:
+        own = rng.permutation(len(rows))[:UNSEEN]
+        pictures = known.planes[torch.from_numpy(own)]
+        groups = [data.records[rows[i]].concept or str(i) for i in own]
+    upright, mirrored = (calibrate(look(pictures, known, own, turned).score, groups) for turned in (False, True))
+    return known, upright, mirrored
+
+
+def _blocks(data: PictureSet, rows: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    for i in range(0, len(rows), BLOCK):
+        yield np.stack([data.load(row, SIDE) for row in rows[i : i + BLOCK]])
+
+
+def _key(data: PictureSet) -> str:
+    """Changes with the detector, the place, and every picture's name, split and stamp."""
+    hasher = hashlib.sha256(f"{sha256(NETWORK.read_bytes())} {SIDE} {UNSEEN} {data.path.resolve()}\n".encode())
+    if data.path.is_file():
+        state = data.path.stat()
+        hasher.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
+    for record in data.records:
+        hasher.update(f"{record.file_name}\t{record.split}\t{record.concept}\t{data.stamp(record.file_name)}\n".encode())
+    return hasher.hexdigest()[:40]
+
+
+def _read(place: Path, count: int) -> tuple[Known, Calibration, Calibration] | None:
+    """What was kept, if it is whole."""
+    from safetensors.torch import load
+
+    try:
+        raw = place.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _tell(f"{place}: not readable ({error.strerror}); looking at the training pictures again")
+        return None
+    head, rest = raw[: len(MAGIC) + 65], raw[len(MAGIC) + 65 :]
+    if head != MAGIC + sha256(rest).encode() + b"\n":
+        _tell(f"{place}: damaged (its sha256 differs); looking at the training pictures again")
+        return None
+    tensors = load(rest)
+    limits = json.loads(tensors["limits"].numpy().tobytes())
+    if len(tensors["planes"]) != count:
+        return None
+    return Known(tensors["planes"], tensors["vectors"]), *(Calibration.model_validate(limit) for limit in limits)  # type: ignore[return-value]
+
+
+def _write(place: Path, known: Known, upright: Calibration, mirrored: Calibration) -> None:
+    from safetensors.torch import save
+
+    limits = json.dumps([upright.model_dump(), mirrored.model_dump()]).encode()
+    raw = save({"planes": known.planes, "vectors": known.vectors, "limits": torch.tensor(list(limits), dtype=torch.uint8)})
+    try:
+        write_atomic(place, MAGIC + sha256(raw).encode() + b"\n" + raw)
+    except OSError as error:
+        _tell(f"{place.parent}: what was found is not kept ({error.strerror}); set UNFOG_CACHE to a folder that can be written")
+
+
+def _tell(line: str) -> None:
+    print(f"unfog: {line}", file=sys.stderr)

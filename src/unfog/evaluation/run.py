@@ -19,8 +19,8 @@ from unfog.errors import UserError
 from unfog.evaluation.bits import likelihood
 from unfog.evaluation.cache import features_of
 from unfog.evaluation.conditions import concepts_of, conditions
+from unfog.evaluation.copied import copied
 from unfog.evaluation.fidelity import fidelity, names
-from unfog.evaluation.memory import memory
 from unfog.evaluation.readers import Reader
 from unfog.evaluation.readers import reader as reader_of
 from unfog.evaluation.report import Difference, Evaluation, Figure, Measure, Report
@@ -180,7 +180,9 @@ def measure(
         samples.settings["judge"] = f"scorer {scorer.hash}"
     else:
         warnings.append("no caption of these pictures is known to the data, or it has none: what was asked for is not judged")
-    rows += memory(samples, data, concepts, seed)
+    remembered, _, warning = copied(samples, data, concepts, seed, model)
+    rows += remembered
+    warnings += [warning] if warning else []
     if model is not None and bits:
         found, each = likelihood(model, data, bits, seed)
         rows += found

@@ -6,8 +6,8 @@ Everything here is drawn once from fixed seeds, so that the figures of two repor
     train                   the same over as many training pictures: the gap to held_out is what does not generalise
     raw                     held-out loss of the weights themselves; raw − held_out is what averaging gains
     ema_distance            |w̄ − w| / |w|
-    copies, copies_real     share of samples nearer to a training picture than all but 5 % of real unseen ones are
-    nearest, nearest_real   median distance to the nearest training picture (RMS of premultiplied RGBA at 32×32)
+    copies, copies_real     share of samples that score more as copies than all but 5 % of real unseen pictures do
+    nearest, nearest_real   median distance to the likeliest original (RMS, aligned and recoloured, at 32×32)
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from unfog.diffusion import Noise, make_grid, make_plan, sample
 from unfog.diffusion.denoisers import Preconditioned, Process
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.losses import Weight, denoising_loss
-from unfog.evaluation.copies import SIDE, lower_quantile, nearest, thumbnails
+from unfog.evaluation.copies import Known, look
+from unfog.evaluation.memorisation import threshold_of
 from unfog.training.corpus import Corpus
 from unfog.training.recipe import Recipe
 
@@ -39,7 +40,7 @@ SAMPLES = 32  # on a sheet: with the losses, some 9 steps' worth of work for a b
 KNOWN = 10_000  # training pictures, drawn by a fixed seed where there are more, among which copies are looked for
 UNSEEN = 128  # real pictures that say how near an unseen one comes
 QUANTILE = 0.05  # of them; with as few samples as a sheet holds, 1 % could not be told from 0
-BLOCK = 2_048  # training pictures at once: 32 MB
+BLOCK = 2_048  # training pictures at once: 32 MB at 64 pixels
 
 
 def held_out_loss(
@@ -107,54 +108,28 @@ def sheet(pictures: Sequence[NDArray[np.uint8]], labels: list[str], styles: int)
     return contact_sheet([Image.fromarray(p) for p in pictures], labels, columns=max(styles, 1) * 2)
 
 
-def small(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Thumbnails (N, 32, 32, 4) for the copy detector of pictures (H, W, 4) of any size."""
-    if any(p.shape != pictures[0].shape or p.shape[0] % SIDE or p.shape[1] % SIDE for p in pictures):
-        from PIL import Image
-
-        # Pillow resizes RGBA through premultiplied alpha
-        pictures = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BOX)) for p in pictures]
-    return thumbnails(np.stack(pictures))
-
-
-def _unit(thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.divide(thumbnail, 255, dtype=np.float32)
-
-
 class CopyCheck:
-    """Are samples nearer to training pictures than real unseen pictures are?
+    """Are samples copies of training pictures more often than real unseen pictures pass for ones?
 
     The unseen ones are held-out pictures; where a data set has none, training pictures held against all others.
     """
 
     def __init__(self, corpus: Corpus, held: Corpus) -> None:
-        self.chosen = np.random.default_rng(3).permutation(corpus.plain)[:KNOWN]
-        parts = (corpus.pixels(self.chosen[i : i + BLOCK]) for i in range(0, len(self.chosen), BLOCK))
-        self.known = [np.rint(small(part) * 255).astype(np.uint8) for part in parts]  # a quarter of the memory
+        chosen = np.random.default_rng(3).permutation(corpus.plain)[:KNOWN]
+        self.known = Known.of(corpus.pixels(chosen[i : i + BLOCK]) for i in range(0, len(chosen), BLOCK))
         if held is corpus:
-            rows = self.chosen[:UNSEEN]
-            real = self._nearest(_unit(np.concatenate(self.known)[:UNSEEN]), rows)
+            own = np.arange(min(UNSEEN, len(chosen)))
+            real = look(self.known.planes[torch.from_numpy(own)], self.known, own)
         else:
-            rows = np.random.default_rng(3).permutation(held.plain)[:UNSEEN]
-            real = self._nearest(small(held.pixels(rows)))
-        self.threshold = lower_quantile(real, QUANTILE)
-        self.baseline = {"copies_real": float((real < self.threshold).mean()), "nearest_real": float(np.median(real))}
-
-    def _nearest(self, pictures: NDArray[np.float32], own: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """The distance of each thumbnail to the nearest training picture but its own."""
-        best = np.full(len(pictures), np.inf, np.float32)
-        for i, block in enumerate(self.known):
-            train = _unit(block)
-            theirs = None if own is None else self.chosen[i * BLOCK : (i + 1) * BLOCK].tolist()
-            ours = None if own is None else own.tolist()
-            best = np.minimum(best, nearest(pictures, train, ours, theirs)[0])
-        return best
+            real = look(held.pixels(np.random.default_rng(3).permutation(held.plain)[:UNSEEN]), self.known)
+        self.threshold = threshold_of(real.score, QUANTILE)
+        self.baseline = {"copies_real": float((real.score > self.threshold).mean()), "nearest_real": float(np.median(real.apart))}
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
         """copies, nearest, their baselines, and the number of samples (H, W, 4) they are taken over."""
-        distance = self._nearest(small(pictures))
-        return {"samples": len(pictures), "copies": float((distance < self.threshold).mean()),
-                "nearest": float(np.median(distance)), **self.baseline}  # fmt: skip
+        made = look(pictures, self.known)
+        return {"samples": len(pictures), "copies": float((made.score > self.threshold).mean()),
+                "nearest": float(np.median(made.apart)), **self.baseline}  # fmt: skip
 
 
 @torch.no_grad()
