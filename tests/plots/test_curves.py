@@ -14,8 +14,11 @@ from unfog.diffusion import Gaussian, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.losses import denoising_loss
 from unfog.errors import UserError
+from unfog.model import Model
 from unfog.plots.data import held_out, pictures_of, some_of
 from unfog.plots.loss import comparable
+
+from .conftest import write_model
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "edm"])
@@ -137,3 +140,25 @@ def test_many_pictures_are_measured_in_parts(model, monkeypatch):
     (train, _) = plots.draw("loss", model, n=12, levels="0,1").facts["curves"]
     forward.remove()
     assert train["n"] == 12 and max(seen) == 5 and sum(seen) == 2 * (12 + 8)
+
+
+def test_relative_losses(model, data, tmp_path):
+    worse = Model(write_model(tmp_path / "worse", data, name="worse"), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in worse.denoiser.network.parameters():
+            parameter.mul_(1.5)
+    drawn = plots.draw("loss", [model, worse], n=8, levels="-1,1", relative=True)
+    plain = plots.draw("loss", [model, worse], n=8, levels="-1,1").facts["curves"]
+    assert [(r["of"], r["over"], r["split"]) for r in drawn.facts["ratios"]] == [("worse", "tiny", "train"),
+                                                                                ("worse", "tiny", "heldout_pair")]  # fmt: skip
+    for ratio, a, b in zip(drawn.facts["ratios"], plain[:2], plain[2:], strict=True):
+        for point, below, above in zip(ratio["levels"], a["levels"], b["levels"], strict=True):
+            assert point["ratio"] == pytest.approx(above["loss"] / below["loss"])
+            assert point["low"] < point["ratio"] < point["high"]
+    # the same pictures with the same noise: of a model and itself nothing is left to chance
+    itself = plots.draw("loss", [model.folder, str(model.folder) + "/."], n=8, levels="-1,1", relative=True)
+    assert all((p["low"], p["ratio"], p["high"]) == (1, 1, 1) for r in itself.facts["ratios"] for p in r["levels"])
+    (gap,) = plots.draw("loss", model, n=8, levels="-1,1", relative=True).facts["ratios"]
+    assert (gap["split"], gap["over_split"]) == ("heldout_pair", "train") and gap["levels"][0]["low"] < gap["levels"][0]["high"]
+    with pytest.raises(UserError, match="own losses of different models"):
+        plots.draw("loss", [model, worse], relative=True, own=True)

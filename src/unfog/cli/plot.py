@@ -238,6 +238,7 @@ def loss(
     n: Count | None = None,
     levels: Listed | None = None,
     own: Flag = False,
+    relative: Flag = False,
     out: Path | None = None,
     json: Flag = False,
 ) -> None:
@@ -249,6 +250,7 @@ def loss(
     Try:
       unfog plot loss emoji-64
       unfog plot loss emoji-64 my-model --data my-pictures/ -n 256 --out loss.svg
+      unfog plot loss emoji-64 my-model --relative
 
     Parameters
     ----------
@@ -262,12 +264,16 @@ def loss(
         Values of ln(sigma/alpha), as in -2,-1,0,1,2,3.
     own
         Each model's own loss instead, which those of other predictions cannot be held against.
+    relative
+        Losses over those of the first model, on the same pictures with the same noise, so that small
+        differences show; of one model, held-out losses over training losses.
     out
         The file to write: .svg, or with matplotlib .png or .pdf; without it, loss.svg.
     json
         Print one JSON object: path, and each curve's figures.
     """
-    fields = {"models": list(models), "data": data, "n": n, "levels": levels, "own": own or None}
+    fields = {"models": list(models), "data": data, "n": n, "levels": levels, "own": own or None,
+              "relative": relative or None}  # fmt: skip
     _drawn("loss", fields, out, ".svg", json)
 
 

@@ -40,7 +40,7 @@ figure { margin: 0 0 16px; } figure img { max-width: 100%; height: auto; } figca
 .pictures img { background: #ffffff; border: 1px solid var(--grid); display: block; }
 .pictures figcaption { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; }
 @media print { body { max-width: none; padding: 0; font-size: 12px; } .plots > div, figure, tr { break-inside: avoid; }
-h1, h2, h3 { break-after: avoid; } .scroll { overflow: visible; } details > *:not(summary) { display: block; }
+h1, h2, h3 { break-after: avoid; } .scroll { overflow: visible; }
 * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 

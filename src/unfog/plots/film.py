@@ -64,27 +64,25 @@ def stream(request: FilmRequest, model: Model) -> Iterator[Progress | Sheet]:
 
 def _sheet(request: FilmRequest, model: Model, asked: GenerateRequest, films: list[list[Frame]]) -> Sheet:
     schedule = model.denoiser.process.schedule
-    pictures, names = [], []
-    for (_, seed), frames in zip(asked.pictures(), films, strict=True):
-        pictures += [[_shown(model, frame.x_t) for frame in frames], [_shown(model, frame.x0) for frame in frames]]
-        told = [f"seed {seed}"] if request.n > 1 else []
-        names += [[*told, "x_t"], [*told, "E[x0 | x_t]"]]
+    rows = [[[_shown(model, frame.x_t) for frame in frames], [_shown(model, frame.x0) for frame in frames]] for frames in films]
     settings = model.settled(asked)
-    last = settings["steps"]
     frames = films[0]
     levels = [float(schedule.logsnr(min(max(frame.t, 0.0), 1.0))) for frame in frames]
     heads = [[f"step {frame.step}"] for frame in frames]
     foot = [[f"t {frame.t:.3f}", f"logsnr {level:.1f}" if np.isfinite(level) and abs(level) < 100 else ""]
             for frame, level in zip(frames, levels, strict=True)]  # fmt: skip
-    said = [model.name, *([request.style] if request.style else []), settings["sampler"], f"{last} steps",
+    said = [model.name, *([request.style] if request.style else []), settings["sampler"], f"{settings['steps']} steps",
             f"scale {settings['scale']:g}", f"seed {request.seed}" if request.n == 1 else ""]  # fmt: skip
     facts = {"plot": "film", "model": model.name, "model_hash": model.hash, "prompt": request.prompt, "style": request.style,
              "negative": request.negative, "seed": request.seed, "n": request.n, **settings,
              "frames": [{"step": frame.step, "t": frame.t, "logsnr": level if np.isfinite(level) else None}
                         for frame, level in zip(frames, levels, strict=True)]}  # fmt: skip
-    panel = Panel(pictures, heads, names, foot=foot)
-    image = draw([panel], request.prompt, ", ".join(filter(None, said)), smooth=False)
-    return Sheet(image, facts, [p for row in pictures for p in row])
+    names, last = [["x_t"], ["E[x0 | x_t]"]], len(rows) - 1
+    titles = [f"seed {seed}" if last else "" for _, seed in asked.pictures()]
+    panels = [Panel(two, heads if k == 0 else [], names, foot=foot if k == last else (), title=titles[k])
+              for k, two in enumerate(rows)]  # fmt: skip
+    image = draw(panels, request.prompt, ", ".join(filter(None, said)), smooth=False)
+    return Sheet(image, facts, [picture for two in rows for row in two for picture in row])
 
 
 def _shown(model: Model, x: Tensor) -> Image.Image:

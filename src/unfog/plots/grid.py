@@ -5,6 +5,7 @@ A cell's cost: milliseconds a picture, and evaluations of the network a picture,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -14,10 +15,10 @@ from unfog.errors import UserError
 from unfog.model import Model
 from unfog.plots.drawn import Sheet
 from unfog.plots.requests import MOST_CELLS, GridRequest
-from unfog.plots.strip import Panel, draw, tiled
+from unfog.plots.strip import SMALLEST, Panel, draw, tiled
 from unfog.requests import GenerateRequest, Progress, Result, check
 
-NAMES = {"scale": "scale", "steps": "steps"}
+EACH = 96  # pixels that each of several pictures of a cell is drawn with, at least
 
 
 @contextmanager
@@ -105,7 +106,9 @@ def _sheet(request: GridRequest, model: Model, settings: list[dict[str, Any]], m
     for cell, results, cost in zip(settings, made, costs, strict=True):
         spent = {"nfe": cost["nfe"]} | ({"milliseconds": round(cost["milliseconds"], 1)} if request.timed else {})
         facts["cells"].append({**cell, "recipe": results[0].recipe, "n": request.n, **spent})
-    return Sheet(draw(panels, title, ", ".join(said)), facts, [r.image for results in made for r in results])
+    across = math.ceil(math.sqrt(request.n))
+    image = draw(panels, title, ", ".join(said), smallest=SMALLEST if across == 1 else EACH * across)
+    return Sheet(image, facts, [r.image for results in made for r in results])
 
 
 def _said(name: str, value: object) -> str:

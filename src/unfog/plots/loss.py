@@ -10,16 +10,19 @@ open if all pixels were Gaussian and independent, σ²/(α² + σ²):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unfog.diffusion.losses import Space
 from unfog.diffusion.predictions import Prediction
 from unfog.errors import UserError
-from unfog.evaluation.statistics import bootstrap_interval
+from unfog.evaluation.statistics import bootstrap_interval, share_interval
 from unfog.model import Model
 from unfog.networks.text import TextEncoder
 from unfog.networks.words import encode
@@ -43,10 +46,23 @@ def comparable(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
     return Space("v")(prediction, alpha, sigma) / (alpha * alpha + sigma * sigma)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The loss of each picture (n,) of one split at each level, of one model, the number `k` of those asked for."""
+
+    k: int
+    said: str
+    words: str
+    model: Model
+    split: str
+    data: Path
+    losses: dict[str, NDArray[np.float64]]
+
+
 def stream(request: LossRequest, opened: Callable[[str], Model]) -> Iterator[Progress | Curve]:
     """Progress, then the curve: for each model a line of training pictures and one of held-out ones, where there are any."""
-    series, found = [], []
     names = _distinct(request.models)
+    found: list[Measured] = []
     for k, (name, said) in enumerate(zip(request.models, names, strict=True)):
         model = opened(name)
         pictures = pictures_of(request.data, model)
@@ -54,28 +70,63 @@ def stream(request: LossRequest, opened: Callable[[str], Model]) -> Iterator[Pro
         split = held_out(pictures)
         parts = [("held out" if own else f"{pictures.path.stem}, held out", split)] if split else []
         parts = [("trained on" if own else pictures.path.stem, "train"), *parts]
+        if request.relative and found and pictures.path != found[0].data:
+            raise UserError(f"relative: {names[0]} and {said} were trained on different data; give --data for both")
+        if request.relative and len(names) == 1 and not split:
+            raise UserError(f"relative: {pictures.path} holds nothing out; give a second model, or data with a held-out split")
         for j, (words, which) in enumerate(parts):
             losses = _losses(model, some_of(pictures, which, request.n), which, request)
-            means = {level: float(values.mean()) for level, values in losses.items()}
-            ends = {level: bootstrap_interval(values) for level, values in losses.items()}
-            found.append({"model": model.name, "model_hash": model.hash, "data": pictures.path.stem, "split": which,
-                          "n": len(next(iter(losses.values()))),
-                          "levels": [{"level": float(level), "loss": means[level], "low": ends[level][0], "high": ends[level][1]}
-                                     for level in losses]})  # fmt: skip
-            levels = [float(level) for level in losses]
-            series.append(Series(
-                f"{said}: {words}" if len(names) > 1 else words, levels, [means[f"{x:g}"] for x in levels],
-                (1, 5)[j] if len(names) == 1 else SPREAD[k % len(SPREAD)], dashed=which == "train",
-                low=[ends[f"{x:g}"][0] for x in levels], high=[ends[f"{x:g}"][1] for x in levels],
-            ))  # fmt: skip
+            found.append(Measured(k, said, words, model, which, pictures.path, losses))
             yield Progress(k * 2 + j + 1 + (len(parts) < 2), 2 * len(names))
+    facts = {"plot": "loss", "own": request.own, "curves": [_figures(one) for one in found]}
+    if request.relative:
+        lines, ratios = _relative(found, len(names))
+        yield Curve(lines, facts | {"ratios": ratios})
+        return
     title = f"Loss by noise level{f' of {names[0]}' if len(names) == 1 else ''} ({request.n} pictures a line, 95 % intervals)"
     y_name = "own loss" if request.own else "error of x0, in units of σ²/(α²+σ²)"
-    lines = Lines(title, series, "ln(sigma/alpha)", y_name, log=True)
-    yield Curve(lines, {"plot": "loss", "own": request.own, "curves": found})
+    yield Curve(Lines(title, [_line(one, len(names)) for one in found], "ln(sigma/alpha)", y_name, log=True), facts)
 
 
-def _losses(model: Model, pictures: PictureSet, split: str, request: LossRequest) -> dict[str, np.ndarray]:
+def _figures(one: Measured) -> dict[str, Any]:
+    levels = []
+    for level, values in one.losses.items():
+        low, high = bootstrap_interval(values)
+        levels.append({"level": float(level), "loss": float(values.mean()), "low": low, "high": high})
+    return {"model": one.model.name, "model_hash": one.model.hash, "data": one.data.stem, "split": one.split,
+            "n": len(next(iter(one.losses.values()))), "levels": levels}  # fmt: skip
+
+
+def _line(one: Measured, models: int) -> Series:
+    points = _figures(one)["levels"]
+    x, y, low, high = ([point[key] for point in points] for key in ("level", "loss", "low", "high"))
+    colour = SPREAD[one.k % len(SPREAD)] if models > 1 else 1 if one.split == "train" else 5
+    return Series(f"{one.said}: {one.words}" if models > 1 else one.words, x, y, colour, dashed=one.split == "train", low=low,
+                  high=high)  # fmt: skip
+
+
+def _relative(found: list[Measured], models: int) -> tuple[Lines, list[dict[str, Any]]]:
+    """Each model's losses over the first one's, on the same pictures with the same noise; or held-out over training ones."""
+    pairs = [(a, b) for b in found if b.k for a in found if a.k == 0 and a.split == b.split] or [(found[0], found[1])]
+    series, ratios = [], []
+    for a, b in pairs:
+        points = []
+        for level, above in b.losses.items():
+            below = a.losses[level]
+            theirs = [f"{a.split} {i}" for i in range(len(below))]
+            low, high = share_interval(above, below, [f"{b.split} {i}" for i in range(len(above))], theirs)
+            points.append({"level": float(level), "ratio": float(above.mean() / below.mean()), "low": low, "high": high})
+        x, y, low_, high_ = ([point[key] for point in points] for key in ("level", "ratio", "low", "high"))
+        name = f"{b.said}: {b.words}" if models > 1 else f"{b.words} over {a.words}"
+        series.append(
+            Series(name, x, y, SPREAD[b.k % len(SPREAD)], dashed=models > 1 and b.split == "train", low=low_, high=high_)
+        )
+        ratios.append({"of": b.model.name, "over": a.model.name, "split": b.split, "over_split": a.split, "levels": points})
+    title = f"Loss over that of {found[0].said} (95 % intervals)" if models > 1 else f"Loss of {found[0].said} (95 % intervals)"
+    return Lines(title, series, "ln(sigma/alpha)", "ratio", levels=[(1.0, "alike")]), ratios
+
+
+def _losses(model: Model, pictures: PictureSet, split: str, request: LossRequest) -> dict[str, NDArray[np.float64]]:
     try:
         recipe = Recipe.model_validate(model.card["training"]["recipe"])
     except (KeyError, TypeError, ValueError):

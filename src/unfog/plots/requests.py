@@ -177,6 +177,15 @@ class LossRequest(Request):
                             description="2 to 64 values of ln(sigma/alpha), as in -2,-1,0,1,2,3")  # fmt: skip
     own: bool = Field(False, strict=True, description="true for each model's own loss, which other predictions cannot be held "
                       "against")  # fmt: skip
+    relative: bool = Field(False, strict=True, description="true for losses over those of the first model, or, of one model, for "
+                           "held-out over training losses")  # fmt: skip
+
+    @field_validator("relative")
+    @classmethod
+    def _one_unit(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("own") and len(info.data.get("models", [])) > 1:
+            raise ValueError("holds own losses of different models against each other")
+        return value
 
     @field_validator("levels")
     @classmethod

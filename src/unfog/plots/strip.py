@@ -68,11 +68,11 @@ def enlarged(picture: Image.Image, factor: int, smooth: bool) -> Image.Image:
     return flat(picture.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST))
 
 
-def draw(panels: Sequence[Panel], title: str = "", sub: str = "", smooth: bool = True) -> Image.Image:
-    """Panels under each other with a title (RGB). All pictures are enlarged by one whole factor."""
+def draw(panels: Sequence[Panel], title: str = "", sub: str = "", smooth: bool = True, smallest: int = SMALLEST) -> Image.Image:
+    """Panels under each other with a title (RGB). All pictures are enlarged by one whole factor, to `smallest` pixels or more."""
     sizes = [p.size for panel in panels for row in panel.pictures for p in row if p is not None]
     width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
-    factor = max(1, math.ceil(SMALLEST / min(width, height)))
+    factor = max(1, math.ceil(smallest / min(width, height)))
     width, height = width * factor, height * factor
     parts = [_panel(panel, width, height, factor, smooth) for panel in panels]
     wide = max(part.width for part in parts)
