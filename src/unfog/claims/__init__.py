@@ -1,17 +1,22 @@
 """The field's claims, each measured by code that anyone can rerun: `unfog claims`. One file a claim, one line in CLAIMS.
 
 claim.py says what a claim is and decides it; run.py measures and keeps the results; page.py and draw.py show them.
-mixtures.py, emoji.py and tiny.py are what claims are measured on: exact mixtures, the shipped model, small networks.
+mixtures.py, emoji.py and tiny.py are what claims are measured on: exact mixtures, the shipped model, small networks; guided.py
+serves the two claims about guidance.
 """
 
 from __future__ import annotations
 
-from unfog.claims import forward, markov
+from unfog.claims import few_steps, forward, guidance, markov, saturation, steps
 from unfog.claims.claim import Check, Claim, Figure, Found, Line, Measure, Plot, Settings, Statement, Test, decide
 
 CLAIMS: dict[str, tuple[Statement, Measure]] = {
     "forward": (forward.STATEMENT, forward.measure),
     "markov": (markov.STATEMENT, markov.measure),
+    "steps": (steps.STATEMENT, steps.measure),
+    "few-steps": (few_steps.STATEMENT, few_steps.measure),
+    "guidance": (guidance.STATEMENT, guidance.measure),
+    "saturation": (saturation.STATEMENT, saturation.measure),
 }
 
 __all__ = [

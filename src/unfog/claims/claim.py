@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import ge, gt, le, lt
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+Op = Literal["<", "<=", ">", ">="]
 Verdict = Literal["holds", "does not hold", "holds in part", "not measured"]
+
+COMPARE: dict[str, Callable[[float, float], bool]] = {"<": lt, "<=": le, ">": gt, ">=": ge}
 
 
 class Part(BaseModel):
@@ -71,7 +75,7 @@ class Test(Part):
 
     key: str
     says: str
-    op: Literal["<=", ">="]
+    op: Op
     bound: float
 
 
@@ -79,7 +83,7 @@ class Check(Part):
     """A test and what was found; passed is None where there is no value."""
 
     says: str
-    op: Literal["<=", ">="]
+    op: Op
     bound: float
     found: float | None
     passed: bool | None
@@ -148,7 +152,7 @@ def decide(tests: tuple[Test, ...], values: Mapping[str, float]) -> tuple[list[C
     for test in tests:
         value = values.get(test.key, math.nan)
         # an infinite value was measured, and fails or passes as such; only NaN says nothing
-        passed = None if math.isnan(value) else value <= test.bound if test.op == "<=" else value >= test.bound
+        passed = None if math.isnan(value) else COMPARE[test.op](value, test.bound)
         shown = value if math.isfinite(value) else None
         checks.append(Check(says=test.says, op=test.op, bound=test.bound, found=shown, passed=passed))
     passes = [check.passed for check in checks]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,10 +17,13 @@ from unfog.claims.claim import Figure
 from unfog.data import path
 from unfog.diffusion.denoisers import Denoiser
 from unfog.diffusion.grids import make_grid
+from unfog.diffusion.likelihood import student
 from unfog.diffusion.noise import Noise
 from unfog.diffusion.plan import Plan, run
 from unfog.diffusion.samplers import make_plan
+from unfog.evaluation.distances import kernel, kernel_distance
 from unfog.evaluation.pictures import caption
+from unfog.evaluation.readers import reader
 from unfog.evaluation.retrieval import draw_distractors, retrieval
 from unfog.evaluation.scorer import Scorer, describe
 from unfog.evaluation.statistics import bootstrap_interval
@@ -35,15 +40,8 @@ Guided = Callable[[Denoiser, dict[str, Tensor]], Denoiser]  # (denoiser, the emp
 
 @lru_cache(maxsize=1)
 def model() -> Model:
-    """The shipped model, on the processor in float32: the same figures on every machine."""
-    return load_exact(MODEL)
-
-
-def load_exact(name: str) -> Model:
-    loaded = load(name, device="cpu")
-    if loaded.dtype != torch.float32:
-        loaded = Model(loaded.folder, "cpu", torch.float32)
-    return loaded
+    """The shipped model, on the processor in float32: the same figures on every machine, but for last bits."""
+    return Model(load(MODEL, device="cpu").folder, "cpu", torch.float32)
 
 
 @lru_cache(maxsize=1)
@@ -160,3 +158,41 @@ def mean_of(what: str, values: Any, of: str = "pictures", clusters: Sequence[obj
     x = np.asarray(values, np.float64)
     low, high = bootstrap_interval(x, clusters)
     return Figure(what=what, value=float(x.mean()), low=low, high=high, n=len(x), of=of)
+
+
+def features(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The 1280 numbers of lite0 for each picture (N, 1280)."""
+    return reader("lite0")(pictures).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel distance (KID, unbiased) of made pictures to real ones, and what each made picture adds to it (N,).
+
+    The part of picture i is 2·(mean k(x_i, x) − mean k(x_i, y)), the first-order term of a U-statistic: its spread over √N is
+    the standard error. The real set is the same for all that is compared, and is taken as given.
+    Source: van der Vaart 1998, Asymptotic Statistics, theorem 12.3.
+    """
+
+    value: float
+    parts: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, made: NDArray[np.float64], known: NDArray[np.float64]) -> Kernel:
+        """Made (N, D) and real (M, D) features, two rows or more of each."""
+        own, across = kernel(made, made), kernel(made, known).mean(1)
+        others = (own.sum(1) - np.diagonal(own)) / (len(made) - 1)
+        return cls(kernel_distance(made, known), 2.0 * (others - across))
+
+    def figure(self, what: str) -> Figure:
+        """The distance with its 95 % interval."""
+        return self._figure(what, self.value, self.parts)
+
+    def less(self, other: Kernel, what: str) -> Figure:
+        """This distance less another one, of as many pictures made of the same captions and seeds."""
+        return self._figure(what, self.value - other.value, self.parts - other.parts)
+
+    @staticmethod
+    def _figure(what: str, value: float, parts: NDArray[np.float64]) -> Figure:
+        half = student(0.95, len(parts) - 1) * float(parts.std(ddof=1)) / math.sqrt(len(parts))
+        return Figure(what=what, value=value, low=value - half, high=value + half, n=len(parts), of="pictures")

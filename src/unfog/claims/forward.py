@@ -37,10 +37,10 @@ STATEMENT = Statement(
     source="Sohl-Dickstein et al. 2015, arXiv:1503.03585; Ho et al. 2020, arXiv:2006.11239",
     how="SNR of every schedule at 1,000 times. Mutual information on exact mixtures by I-MMSE with the exact denoiser, beside "
         "the same by exact densities; on held-out pictures an upper bound by the shipped model's error. The end is held against "
-        "pure noise by the likelihood-ratio classifier of Gaussian pictures, learned on training and tested on held-out ones.",
+        "pure noise by the likelihood-ratio classifier of Gaussian pictures, learned on training, tested on held-out ones.",
     tests=(
         Test(key="snr", says="largest rise of the log-SNR between neighbouring times, of all schedules", op="<=", bound=0.0),
-        Test(key="agree", says="mixtures: largest gap of I-MMSE to the exact densities, as a share of the information", op="<=", bound=0.01),
+        Test(key="agree", says="mixtures: largest gap of I-MMSE to the densities, share of the information", op="<=", bound=0.01),
         Test(key="rise", says="largest rise with t of the information by densities, nats, of any mixture", op="<=", bound=0.01),
         Test(key="cosine", says="classifier at the end of our schedule (cosine): lower end of its accuracy's interval", op="<=",
              bound=CHANCE),

@@ -41,7 +41,7 @@ def size(figure: Figure) -> str:
 
 def outcome(check: Check) -> str:
     """Passed, failed, or why neither."""
-    sign = {"<=": "≤", ">=": "≥"}[check.op]
+    sign = {"<=": "≤", ">=": "≥"}.get(check.op, check.op)
     found = "—" if check.found is None else number(check.found)
     word = {True: "passed", False: "**failed**", None: "not measured"}[check.passed]
     return f"{found} | {sign} {number(check.bound)} | {word}"
