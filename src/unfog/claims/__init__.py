@@ -7,7 +7,7 @@ serves the two claims about guidance.
 
 from __future__ import annotations
 
-from unfog.claims import few_steps, forward, guidance, markov, saturation, steps
+from unfog.claims import dropped, few_steps, forward, guidance, latent, markov, memorising, saturation, steps
 from unfog.claims.claim import Check, Claim, Figure, Found, Line, Measure, Plot, Settings, Statement, Test, decide
 
 CLAIMS: dict[str, tuple[Statement, Measure]] = {
@@ -17,6 +17,9 @@ CLAIMS: dict[str, tuple[Statement, Measure]] = {
     "few-steps": (few_steps.STATEMENT, few_steps.measure),
     "guidance": (guidance.STATEMENT, guidance.measure),
     "saturation": (saturation.STATEMENT, saturation.measure),
+    "latent": (latent.STATEMENT, latent.measure),
+    "memorising": (memorising.STATEMENT, memorising.measure),
+    "dropped": (dropped.STATEMENT, dropped.measure),
 }
 
 __all__ = [

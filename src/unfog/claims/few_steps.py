@@ -51,7 +51,7 @@ def ddpm(steps: int) -> Plan:
 
 def on_mixture(mixture: Mixture, settings: Settings, n: int, say: Say) -> dict[str, dict[int, list[float]]]:
     """Distances of runs, by sampler and evaluations; the same exact clouds for all."""
-    runs, size = 3 if settings.quick else 10, mixture.means.shape[1]
+    runs, size = 3 if settings.quick else 8, mixture.means.shape[1]
     seeds = [settings.seed + 100 * k for k in range(runs)]
     plans = {name: {k: planned(name, k, size) for k in FEW} for name in MODERN}
     plans["ddpm"] = {k: ddpm(k) for k in (DDPM[::3] if settings.quick else DDPM)}
@@ -66,7 +66,7 @@ def on_mixture(mixture: Mixture, settings: Settings, n: int, say: Say) -> dict[s
 
 def on_pictures(settings: Settings, say: Say) -> tuple[dict[str, emoji.Kernel], dict[str, np.ndarray], int]:
     """Kernel distances to real pictures, and which pictures fit their captions, by "sampler evaluations"."""
-    n, known = (4, 32) if settings.quick else (64, 600)
+    n, known = (4, 32) if settings.quick else (32, 400)
     many = 60 if settings.quick else MANY
     chosen = emoji.rows("heldout_pair", n, settings.seed)
     against = emoji.features(emoji.real(emoji.rows("train", known, settings.seed)))

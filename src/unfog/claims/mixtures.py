@@ -18,12 +18,36 @@ import torch
 from torch import Tensor
 
 from unfog.claims.claim import Figure
-from unfog.diffusion.denoisers import MixtureDenoiser
+from unfog.diffusion.denoisers import Cond, Denoiser
 from unfog.diffusion.likelihood import student
-from unfog.diffusion.processes import Gaussian
+from unfog.diffusion.processes import Gaussian, Process
 
 DOUBLE = torch.float64
 DIRECTIONS = 64
+
+
+@dataclass(frozen=True)
+class Round:
+    """`MixtureDenoiser` for components that are equally wide in all directions: matrix products, several times as fast.
+
+    x0 = Σ r_k·(μ_k + g_k·(x_t − α·μ_k)),  g_k = α·s_k²/(α²·s_k² + σ²),  r_k the posterior of component k
+    """
+
+    process: Process
+    weights: Tensor
+    means: Tensor
+    stds: Tensor
+
+    def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Tensor:
+        """E[x0 | x_t] (B, d) in x_t's dtype, computed in float64; t a float."""
+        x, alpha, sigma = x_t.to(DOUBLE), float(self.process.schedule.alpha(t)), float(self.process.schedule.sigma(t))
+        total = ((alpha * self.stds) ** 2 + sigma**2).clamp_min(1e-200)
+        square = x.square().sum(1, keepdim=True) - 2.0 * alpha * (x @ self.means.T) + alpha**2 * self.means.square().sum(1)
+        size = x.shape[1]
+        share = torch.softmax(torch.log(self.weights) - 0.5 * square / total - 0.5 * size * torch.log(total), 1)
+        gain = alpha * self.stds**2 / total
+        x0 = (share * (1.0 - alpha * gain)) @ self.means + (share @ gain)[:, None] * x
+        return x0.to(x_t.dtype)
 
 
 @dataclass(frozen=True)
@@ -35,10 +59,10 @@ class Mixture:
     stds: Tensor
     label: Tensor
 
-    def denoiser(self, process: Gaussian, label: int | None = None) -> MixtureDenoiser:
+    def denoiser(self, process: Gaussian, label: int | None = None) -> Denoiser:
         """The exact denoiser of all, or of one class."""
         kept = slice(None) if label is None else self.label == label
-        return MixtureDenoiser(process, self.weights[kept], self.means[kept], stds=self.stds[kept])
+        return Round(process, self.weights[kept], self.means[kept], self.stds[kept])
 
     def draw(self, n: int, seed: int, label: int | None = None) -> Tensor:
         """n exact draws (n, d) float64, of all or of one class."""

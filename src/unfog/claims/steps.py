@@ -68,7 +68,7 @@ def on_mixture(name: str, settings: Settings, say: Say) -> tuple[dict[str, list[
 
 def on_pictures(settings: Settings, say: Say) -> dict[str, list[np.ndarray]]:
     """Of each sampler: RMS to the fine run of each picture (N,), for each budget."""
-    n = 2 if settings.quick else 16
+    n = 2 if settings.quick else 8
     budgets, samplers = ((5, 20), ("ddim", "auto")) if settings.quick else (PICTURE_BUDGETS, PICTURE_SAMPLERS)
     chosen = emoji.rows("heldout_pair", n, settings.seed)
     say(f"pictures, {FINE} steps")
