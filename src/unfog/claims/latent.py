@@ -81,9 +81,8 @@ def multiply_adds(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> int
 
 def measure(settings: Settings, say: Say) -> Found:
     """Three networks of one budget."""
+    # steps of the latent network; the others make as many as cost the same
     steps, n, count = (40, 24, 100) if settings.quick else (1_200, 192, 3_000)
-        (60, 64, 300) if settings.quick else (3_000, 256, 3_000)
-    )  # steps of the latent network; the others as many as cost that
     raw = emoji.real(emoji.rows("train", count, settings.seed), SIDE)
     codec = RGBACodec.fit(raw)
     x0 = codec.encode(raw)
