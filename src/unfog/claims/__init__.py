@@ -6,12 +6,14 @@ mixtures.py, emoji.py and tiny.py are what claims are measured on: exact mixture
 
 from __future__ import annotations
 
-from unfog.claims import forward, markov
+from unfog.claims import forward, gan, gan_pictures, markov
 from unfog.claims.claim import Check, Claim, Figure, Found, Line, Measure, Plot, Settings, Statement, Test, decide
 
 CLAIMS: dict[str, tuple[Statement, Measure]] = {
     "forward": (forward.STATEMENT, forward.measure),
     "markov": (markov.STATEMENT, markov.measure),
+    "gan": (gan.STATEMENT, gan.measure),
+    "gan-pictures": (gan_pictures.STATEMENT, gan_pictures.measure),
 }
 
 __all__ = [
