@@ -7,7 +7,20 @@ guided.py serves the two claims about guidance, modes.py those about GANs.
 
 from __future__ import annotations
 
-from unfog.claims import dropped, few_steps, forward, gan, gan_pictures, guidance, latent, markov, memorising, saturation, steps
+from unfog.claims import (
+    dropped,
+    few_steps,
+    few_steps_pictures,
+    forward,
+    gan,
+    gan_pictures,
+    guidance,
+    latent,
+    markov,
+    memorising,
+    saturation,
+    steps,
+)
 from unfog.claims.claim import Check, Claim, Figure, Found, Line, Measure, Plot, Settings, Statement, Test, decide
 
 CLAIMS: dict[str, tuple[Statement, Measure]] = {
@@ -15,6 +28,7 @@ CLAIMS: dict[str, tuple[Statement, Measure]] = {
     "markov": (markov.STATEMENT, markov.measure),
     "steps": (steps.STATEMENT, steps.measure),
     "few-steps": (few_steps.STATEMENT, few_steps.measure),
+    "few-steps-pictures": (few_steps_pictures.STATEMENT, few_steps_pictures.measure),
     "guidance": (guidance.STATEMENT, guidance.measure),
     "saturation": (saturation.STATEMENT, saturation.measure),
     "latent": (latent.STATEMENT, latent.measure),

@@ -22,8 +22,8 @@ def draw(plot: Plot) -> str:
     kept = [(line, _points(line, plot)) for line in plot.lines]
     ends = [v for _, points in kept for _, y, low, high in points for v in (y, low, high) if v > 0 or not plot.log_y]
     places = [x for _, points in kept for x, *_ in points]
-    x_low, x_high = (min(places), max(places)) if places else (0.0, 1.0)
-    y_low, y_high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    x_low, x_high = (min(places), max(places)) if places else (0.1, 1.0)
+    y_low, y_high = (min(ends), max(ends)) if ends else (0.1, 1.0)
     if x_high <= x_low:
         x_low, x_high = (x_low / 2, x_high * 2) if plot.log_x else (x_low - 1, x_high + 1)
     if plot.log_y:
