@@ -1,5 +1,6 @@
 """Claims are decided by their stated tests alone, kept as they are done, and shown as what was kept."""
 
+import importlib.util
 import json
 import math
 import xml.etree.ElementTree as ET
@@ -155,6 +156,29 @@ def test_numbers_are_short_and_plain():
     ]  # fmt: skip
 
 
+def test_what_was_not_measured_is_named(two, tmp_path):
+    runner.claims(check(ClaimsRequest, {"out": tmp_path / "found", "names": ["first"]}))
+    assert "| Second | not measured | `unfog claims second` measures it |" in (tmp_path / "found.md").read_text()
+
+
+def test_places_are_put_together(two, tmp_path, monkeypatch):
+    registry, _, claim = two
+    spec = importlib.util.spec_from_file_location("tools_docs_claims", DOCS.parent / "tools" / "docs" / "claims.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(tool, "CLAIMS", registry)
+    registry["second"] = claim("second", 2.0)
+    one, two_, into = tmp_path / "one", tmp_path / "two", tmp_path / "all"
+    runner.claims(check(ClaimsRequest, {"out": one}))
+    runner.claims(check(ClaimsRequest, {"out": two_, "names": ["first"], "seed": 7}))
+    (tmp_path / "more.json").write_text(json.dumps({"claims": json.loads((one / "claims.json").read_text())["claims"][1:]}))
+    monkeypatch.setattr("sys.argv", ["claims.py", str(two_), str(tmp_path / "more.json"), "--into", str(into)])
+    tool.main()
+    results = runner.read(into)
+    assert [(c.name, c.seed, c.verdict) for c in results.claims] == [("first", 7, "holds"), ("second", 0, "does not hold")]
+    assert list(results.seconds) == ["first"] and (tmp_path / "all.md").is_file()
+
+
 # The page that ships
 
 
@@ -164,9 +188,11 @@ def shipped():
 
 def test_the_shipped_page_is_what_its_results_render_to():
     results = shipped()
-    assert (DOCS / "claims.md").read_text(encoding="utf-8") == page.markdown(results.claims, "claims", results.seconds)
+    assert (DOCS / "claims.md").read_text(encoding="utf-8") == page.markdown(
+        results.claims, "claims", results.seconds, runner.missing(results)
+    )
     drawn = page.drawings(results.claims)
-    assert {p.name for p in (DOCS / "claims").iterdir()} == {*drawn, runner.RESULTS}
+    assert {p.name for p in (DOCS / "claims").iterdir() if p.suffix != ".png"} == {*drawn, runner.RESULTS}
     for name, text in drawn.items():
         assert (DOCS / "claims" / name).read_text(encoding="utf-8") == text
     assert sum(p.stat().st_size for p in (DOCS / "claims").iterdir()) < 1_000_000

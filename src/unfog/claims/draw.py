@@ -6,10 +6,10 @@ import math
 from html import escape
 
 from unfog.claims.claim import Line, Plot
-from unfog.training.report.plot import LETTER, Scale, label, linear_ticks, log_ticks
+from unfog.training.report.plot import Scale, label, linear_ticks, log_ticks
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, BOTTOM, ROW = 64, 14, 40, 16
+LEFT, RIGHT, BOTTOM, ROW, LETTER = 64, 14, 40, 16, 7.0
 COLOURS = ("#2f6fb5", "#d1622b", "#2e9160", "#a04fa8", "#b8860b", "#c23b53", "#4a9aa8", "#7a7a7a")
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#222}.t{font-weight:600;font-size:13px}.y{text-anchor:end}.x{text-anchor:middle}"

@@ -52,12 +52,16 @@ def drawings(claims: Sequence[Claim]) -> dict[str, str]:
     return {f"{claim.name}-{plot.name}.svg": draw(plot) for claim in claims for plot in claim.plots}
 
 
-def markdown(claims: Sequence[Claim], folder: str, seconds: Mapping[str, float]) -> str:
-    """The page; folder is where, beside it, the plots lie."""
+def markdown(claims: Sequence[Claim], folder: str, seconds: Mapping[str, float], missing: Mapping[str, str]) -> str:
+    """The page; folder is where, beside it, the plots lie; missing: names and titles of claims that were not measured here."""
     out = [HEAD, "| claim | verdict | the tests |", "|---|---|---|"]
     for claim in claims:
         passed = sum(check.passed is True for check in claim.checks)
-        out.append(f"| [{claim.title}](#{anchor(claim.title)}) | **{claim.verdict}** | {passed} of {len(claim.checks)} passed |")
+        mode = " (quick)" if claim.quick else ""
+        out.append(
+            f"| [{claim.title}](#{anchor(claim.title)}) | **{claim.verdict}**{mode} | {passed} of {len(claim.checks)} passed |"
+        )
+    out += [f"| {title} | not measured | `unfog claims {name}` measures it |" for name, title in missing.items()]
     for claim in claims:
         out += ["", f"## {claim.title}", "", f"> {claim.says}", "", f"Source: {claim.source}", "",
                 f"**Verdict: {claim.verdict}.** {claim.how}", ""]  # fmt: skip

@@ -88,9 +88,15 @@ def write(folder: Path, results: Results) -> None:
         write_atomic(folder / RESULTS, text.encode())
         for name, drawn in page.drawings(results.claims).items():
             write_atomic(folder / name, drawn.encode())
-        write_atomic(page_of(folder), page.markdown(results.claims, folder.name, results.seconds).encode())
+        write_atomic(page_of(folder), page.markdown(results.claims, folder.name, results.seconds, missing(results)).encode())
     except OSError as error:
         raise UserError(f"out: {error.filename or folder} cannot be written ({error.strerror}); choose another place") from None
+
+
+def missing(results: Results) -> dict[str, str]:
+    """Name and title of each claim that was not measured."""
+    there = {claim.name for claim in results.claims}
+    return {name: statement.title for name, (statement, _) in CLAIMS.items() if name not in there}
 
 
 def page_of(folder: Path) -> Path:
