@@ -128,10 +128,10 @@ def claims(request: ClaimsRequest, say: Callable[[str], None] = lambda line: Non
         if request.resume and there is not None and (there.quick, there.seed) == (request.quick, request.seed):
             say(f"{name}: measured before")
             continue
-        start = time.perf_counter()
+        start = time.process_time()
         claim = measure(name, settings, lambda line, name=name: say(f"{name}: {line}"))  # type: ignore[misc]
         kept = [c for c in results.claims if c.name != name] + [claim]
-        seconds = {**results.seconds, name: round(time.perf_counter() - start, 1)}
+        seconds = {**results.seconds, name: round(time.process_time() - start, 1)}
         order = list(CLAIMS)
         results = Results(
             claims=sorted(kept, key=lambda c: order.index(c.name)), seconds={k: seconds[k] for k in order if k in seconds}
