@@ -155,12 +155,16 @@ class Shown:
     clusters: list[int]
 
 
-@lru_cache(maxsize=32)
 def shown(way: str, scale: float, settings: Settings, say: Say) -> Shown:
-    """Pictures of held-out pairs' captions at a scale; all scales and ways share captions and noise."""
+    """Pictures of held-out pairs' captions at a scale; all scales and ways share captions and noise, both claims the pictures."""
+    say(f"pictures, {way}, scale {scale:g}")
+    return _shown(way, scale, settings)
+
+
+@lru_cache(maxsize=32)
+def _shown(way: str, scale: float, settings: Settings) -> Shown:
     captions, each = (2, 2) if settings.quick else (16, 4)
     steps = 5 if settings.quick else STEPS
-    say(f"pictures, {way}, scale {scale:g}")
     rows = [row for row in emoji.rows("heldout_pair", captions, settings.seed) for _ in range(each)]
     make = ways(None)[way]
     guided = None if scale == 1.0 else (lambda d, none: make(d, scale, none))
