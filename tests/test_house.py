@@ -11,8 +11,8 @@ import unfog
 
 SOURCE = Path(unfog.__file__).parent
 # each part may import itself and what stands to the right of it; a list of parts on one level are not ordered
-LEVELS = [["cli"], ["plots"], ["training", "evaluation"], ["model"], ["adapters"], ["modalities"], ["networks", "diffusion"],
-          ["precision", "data", "page"], ["requests", "files", "checks"], ["errors"]]  # fmt: skip
+LEVELS = [["cli"], ["plots", "claims"], ["training", "evaluation"], ["model"], ["adapters"], ["modalities"],
+          ["networks", "diffusion"], ["precision", "data", "page"], ["requests", "files", "checks"], ["errors"]]  # fmt: skip
 LEVEL = {part: i for i, level in enumerate(LEVELS) for part in level}
 SIDEWAYS = {("training", "evaluation")}  # a report on a run looks for copies by the same rule as the evaluation of a model
 
@@ -71,9 +71,8 @@ def test_kinds_of_data_do_not_know_each_other():
                 assert name.split(".")[2] == own, path
 
 
-@pytest.mark.parametrize(
-    "folder, registry", [("diffusion/samplers", "SAMPLERS"), ("diffusion/guidance", "GUIDANCES"), ("plots", "PLOTS")]
-)
+@pytest.mark.parametrize("folder, registry", [("diffusion/samplers", "SAMPLERS"), ("diffusion/guidance", "GUIDANCES"),
+                                             ("plots", "PLOTS"), ("claims", "CLAIMS")])  # fmt: skip
 def test_every_file_is_named_by_its_registry(folder, registry):
     text = (SOURCE / folder / "__init__.py").read_text()
     for path in (SOURCE / folder).glob("[!_]*.py"):

@@ -322,6 +322,17 @@ class VerifyRequest(Request):
         return value
 
 
+class ClaimsRequest(Request):
+    """Measure what the field claims of diffusion models on the models and mixtures at hand."""
+
+    names: list[Name] = Field(default_factory=list, max_length=100, description="names of claims, or leave them out for all")
+    quick: bool = Field(False, strict=True, description="true for few samples and wide intervals, in about two minutes")
+    seed: Whole = Field(0, ge=0, le=2**31, description="a whole number from 0 to 2147483648")
+    out: Path = Field(Path("unfog-claims"), description="the folder for results and plots; the page stands beside it")
+    resume: bool = Field(False, strict=True, description="true to keep what the folder holds from the same settings")
+    page: bool = Field(False, strict=True, description="true to draw the page again without measuring")
+
+
 @dataclass(frozen=True)
 class Progress:
     """`done` of `total` units of work of the whole request (never falling), with a preview now and then."""

@@ -1,4 +1,5 @@
-"""The command line: `unfog generate`, `estimate`, `train`, `report`, `average`, `evaluate`, `plot`, `fit`, `verify`, `models`.
+"""The command line: `unfog generate`, `estimate`, `train`, `report`, `average`, `evaluate`, `plot`, `fit`, `verify`,
+`claims`, `models`.
 
 No mathematics and no rules of its own: each command fills in a request (`unfog.requests`) and hands it to
 the library. Importing this package loads the standard library only, so that `unfog --help` answers at once.

@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError
 
 from unfog.cli import complain
 from unfog.cli.average import average
+from unfog.cli.claims import claims
 from unfog.cli.estimate import estimate
 from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
@@ -41,6 +42,7 @@ Try:
   unfog report my-model --open
   unfog verify my-model
   unfog evaluate my-model --against my-pictures/
+  unfog claims --quick
 """,
     version=_version,
     help_format="plaintext",  # markdown would load a parser that costs a quarter of the start-up
@@ -50,7 +52,7 @@ Try:
     result_action="return_value",
 )
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
-for command in (generate, estimate, train, report, average, evaluate, fit, verify, models):
+for command in (generate, estimate, train, report, average, evaluate, fit, verify, claims, models):
     app.command(command)
 app.command(plot)
 
