@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import unfog.requests
-from unfog.errors import UserError, unknown
-from unfog.requests import LARGEST_SEED, EvaluateRequest, GenerateRequest, TrainRequest, check, from_recipe, shown
+from unfog.errors import UserError, shown, unknown
+from unfog.requests import LARGEST_SEED, EvaluateRequest, GenerateRequest, TrainRequest, check, from_recipe
 
 HUGE = 10**4000
 

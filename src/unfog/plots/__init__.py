@@ -17,7 +17,8 @@ from unfog.checks import lookup
 from unfog.errors import UserError
 from unfog.plots.drawn import Curve, Drawn, Sheet
 from unfog.plots.requests import CopiesRequest, FilmRequest, ForwardRequest, GridRequest, LossRequest
-from unfog.requests import Progress, Request, check
+from unfog.requests import Progress, check
+from unfog.schema import Request
 
 if TYPE_CHECKING:
     from unfog.model import Model

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from unfog.errors import shown
-from unfog.requests import LARGEST_SEED, LONGEST_PROMPT, Name, Prompt, Real, Request, Whole
+from unfog.requests import LARGEST_SEED
+from unfog.schema import LONGEST_PROMPT, Name, Prompt, Real, Request, Whole
 
 MOST_VALUES = 24  # on an axis
 MOST_CELLS = 400

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unfog.errors import UserError
-from unfog.requests import WORD, one_line
+from unfog.requests import WORD
+from unfog.schema import one_line
 
 
 class LoopSettings(BaseModel):
