@@ -196,6 +196,18 @@ def test_every_size_gives_an_interval_or_one_line() -> None:
                 assert all(np.isfinite([one.value, one.low, one.high]).all() for one in found.values())
 
 
+def test_sets_without_any_variety() -> None:
+    x, flat = pair(10)[0], np.full((50, 6), 2.0)
+    found = estimates(x, flat)
+    assert found["diversity"].value == 0
+    # of the mean and of the real spread alone, as the other has none
+    wanted = ((x.mean(0) - 2) ** 2).sum() + np.trace(np.cov(x.T))
+    assert found["frechet"].value == pytest.approx(wanted, rel=1e-9)
+    assert estimates(flat, flat, which=("frechet", "kernel", "mind"))["frechet"].value == 0
+    with pytest.raises(UserError, match="the real items are all alike"):
+        estimates(flat, x, which=("diversity",))
+
+
 def test_too_few_samples_are_refused_unless_forced() -> None:
     x, y = pair(8, 20, 20, 30)
     with pytest.raises(UserError, match="20 samples are too few for 30 dimensions"):

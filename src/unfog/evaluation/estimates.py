@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unfog.checks import lookup
+from unfog.errors import UserError
 from unfog.evaluation.coverage import NEIGHBOURS, PRDC, blocks, centred, prdc, prdc_without
 from unfog.evaluation.distances import (
     PROJECTIONS,
@@ -148,7 +149,9 @@ def diversity_estimate(
         for total, size in zip(sums, sizes, strict=True):
             n = int(size[left].sum())
             means.append(float(total[np.ix_(left, left)].sum()) / (n * (n - 1)))
-        return means[1] / means[0] if means[0] > 0 else float("nan")
+        if means[0] == 0:
+            raise UserError("diversity: the real items are all alike, so there is no share of their variety to give")
+        return means[1] / means[0]
 
     value = share(np.ones(count, bool))
     return jackknifed("diversity", value, [share(np.arange(count) != g) for g in range(count)], len(x), len(y))
