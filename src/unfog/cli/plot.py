@@ -284,13 +284,14 @@ def copies(
     *,
     data: str | None = None,
     n: Count | None = None,
+    unseen: Whole | None = None,
     seed: Whole | None = None,
     roc: Flag = False,
     out: Path | None = None,
     json: Flag = False,
 ) -> None:
     """Draw how far the detector of copies can be trusted: what it finds of planted copies, moved, recoloured,
-    saved anew, noisy or softened, and what it wrongly finds of pictures that are none, over its threshold.
+    encoded, resized, ..., and what it wrongly finds of pictures that are none, over its threshold.
 
     Try:
       unfog plot copies emoji-64
@@ -303,7 +304,9 @@ def copies(
     data
         The name of a shipped data set, or data as for `unfog train`; without it, the model's own.
     n
-        Copies planted of each kind; without it, 200.
+        Copies planted of each kind; without it, 100.
+    unseen
+        Pictures that are no copies; without it, 500.
     seed
         Which pictures are copied; without it, 0.
     roc
@@ -313,5 +316,5 @@ def copies(
     json
         Print one JSON object: path, thresholds, false positives, recall by kind.
     """
-    fields = {"model": model, "data": data, "n": n, "seed": seed, "roc": roc or None}
+    fields = {"model": model, "data": data, "n": n, "unseen": unseen, "seed": seed, "roc": roc or None}
     _drawn("copies", fields, out, ".svg", json)

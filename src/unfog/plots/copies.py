@@ -2,24 +2,23 @@
 
     recall(k, s) = share of copies, changed in the way k, that score above s      false positives(s): the same of unseen pictures
 
-`Reliability` is plain lists, so that any detector can be drawn; `stream` measures the one of `unfog.evaluation.copies`.
+`Reliability` is plain lists, so that any detector can be drawn; `stream` measures the one of `unfog.evaluation.memorisation`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from unfog.errors import UserError
-from unfog.evaluation.copies import QUANTILE, nearest, thumbnails
-from unfog.modalities.image.colours import turn_hue
+from unfog.evaluation.copies import Known, look
+from unfog.evaluation.memorisation import calibrate, planted
+from unfog.evaluation.plants import KINDS
 from unfog.model import Model
 from unfog.page import Lines, Series
 from unfog.plots.data import held_out, pictures_of
@@ -68,7 +67,7 @@ class Reliability:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n. Source: Wilson 1927, JASA 22, 209."""
+    """The 95 % interval of a share of n, also of many thousands at once. Source: Wilson 1927, JASA 22, 209."""
     middle, half = share + Z**2 / (2 * n), Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     low, high = (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
     return (low if share > 0 else 0.0), (high if share < 1 else 1.0)  # exactly, which rounding would miss
@@ -122,65 +121,23 @@ def stream(request: CopiesRequest, model: Model) -> Iterator[Progress | Curve]:
     train, split = data.split("train"), held_out(data)
     if len(train) < 20:
         raise UserError(f"data: {data.path} has {len(train)} training pictures; a detector's share of errors needs 20 or more")
-    rng = np.random.default_rng(request.seed)
-    known = np.concatenate([thumbnails(np.stack([data.load(row, SIDE) for row in train[i : i + 256]]))
-                            for i in range(0, len(train), 256)])  # fmt: skip
-    yield Progress(1, len(CHANGES) + 2)
+    rng, total = np.random.default_rng(request.seed), len(KINDS) + 2
+    known = Known.of([data.load(row, SIDE) for row in train[i : i + 256]] for i in range(0, len(train), 256))
+    yield Progress(1, total)
     if split:
-        rows = rng.permutation(data.split(split))[: request.n].tolist()
-        unseen = -nearest(thumbnails(np.stack([data.load(row, SIDE) for row in rows])), known)[0]
+        rows = rng.permutation(data.split(split))[: request.unseen].tolist()
+        unseen = look([data.load(row, SIDE) for row in rows], known).score
+        groups = [data.records[row].concept or data.records[row].file_name for row in rows]
     else:  # each training picture against all others
-        own = rng.permutation(len(train))[: request.n]
-        unseen = -nearest(known[own], known, own.tolist(), list(range(len(train))))[0]
-    yield Progress(2, len(CHANGES) + 2)
-    chosen = [data.load(train[i], SIDE) for i in rng.permutation(len(train))[: request.n]]
-    scores = {}
-    for k, (kind, change) in enumerate(CHANGES.items()):
-        changed = np.stack([change(picture, np.random.default_rng([request.seed, i])) for i, picture in enumerate(chosen)])
-        scores[kind] = -nearest(thumbnails(changed), known)[0]
-        yield Progress(3 + k, len(CHANGES) + 2)
-    used = -float(np.quantile(-unseen, QUANTILE, method="lower"))
-    found = Reliability.of(unseen, scores, used, "the score, which is −1 × the distance to the nearest")
+        own = rng.permutation(len(train))[: request.unseen]
+        unseen, groups = look(known.part(own).planes, known, own).score, [str(i) for i in own]
+    used = calibrate(unseen, groups, seed=request.seed).threshold
+    yield Progress(2, total)
+    pictures = [data.load(train[i], SIDE) for i in rng.permutation(len(train))[: request.n]]
+    scores: dict[str, NDArray[np.float32]] = {}
+    for k, (kind, change) in enumerate(KINDS.items()):
+        scores |= {name: found.score for name, found in planted(pictures, known, request.seed, {kind: change}).items()}
+        yield Progress(3 + k, total)
+    found = Reliability.of(unseen, scores, used, "the score (log-odds of a copy)")
     drawn = curve(found, f"Copies of {data.path.stem}: found, and found wrongly", request.roc)
     yield Curve(drawn.lines, drawn.facts | {"data": data.path.stem, "model": model.name, "split": split or "train"})
-
-
-def _moved(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """By 1 or 2 pixels each way."""
-    dy, dx = (int(rng.choice([-2, -1, 1, 2])) for _ in range(2))
-    out = np.zeros_like(picture)
-    h, w = picture.shape[:2]
-    out[max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)] = picture[
-        max(-dy, 0) : h + min(-dy, 0), max(-dx, 0) : w + min(-dx, 0)
-    ]
-    return out
-
-
-def _saved_anew(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """As JPEG, quality 50 to 90, its transparency as it was."""
-    file = BytesIO()
-    Image.fromarray(picture).convert("RGB").save(file, "JPEG", quality=int(rng.integers(50, 91)))
-    return np.dstack([np.asarray(Image.open(file)), picture[..., 3:]])
-
-
-def _noisy(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """With noise of 8/255 where it is visible."""
-    noise = rng.normal(0, 8, picture.shape) * (picture[..., 3:] > 8)
-    return np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)
-
-
-def _softened(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Made smaller by a third and enlarged again."""
-    image, side = Image.fromarray(picture), round(SIDE / 1.5)
-    small = image.resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(small.resize(image.size, Image.Resampling.BILINEAR))
-
-
-# what is done to a planted copy, (picture (64, 64, 4) straight RGBA uint8, generator) -> the same
-CHANGES: dict[str, Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]] = {
-    "moved": _moved,
-    "hue turned a little": lambda picture, rng: turn_hue(picture, float(rng.uniform(0.02, 0.06)) * float(rng.choice([-1, 1]))),
-    "saved anew": _saved_anew,
-    "noisy": _noisy,
-    "softened": _softened,
-}

@@ -204,6 +204,7 @@ class CopiesRequest(Request):
 
     model: Name = Field(description="the name of a shipped model, or a model folder, whose data are looked at")
     data: Name | None = Field(None, description="a shipped data set's name, or data, or leave it out for the model's own")
-    n: Whole = Field(200, ge=20, le=100_000, description="a whole number from 20, the copies planted of each kind")
+    n: Whole = Field(100, ge=20, le=100_000, description="a whole number from 20, the copies planted of each kind")
+    unseen: Whole = Field(500, ge=20, le=100_000, description="a whole number from 20, the pictures that are no copies")
     seed: Whole = SEED
     roc: bool = Field(False, strict=True, description="true for what is found over what is wrongly found, without thresholds")
