@@ -22,7 +22,7 @@ from unfog.diffusion.noise import Noise
 from unfog.diffusion.plan import Plan, run
 from unfog.diffusion.samplers import make_plan
 from unfog.evaluation.distances import kernel, kernel_distance
-from unfog.evaluation.pictures import caption
+from unfog.evaluation.samples import caption
 from unfog.evaluation.readers import reader
 from unfog.evaluation.retrieval import draw_distractors, retrieval
 from unfog.evaluation.scorer import Scorer, describe
