@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +160,8 @@ class Network:
         """The shipped weights."""
         kept = json.loads(NETWORK.read_bytes())
         kept.pop("readings")
-        return Network(**{name: value if name == "constant" else torch.tensor(value) for name, value in kept.items()})
+        fields: dict[str, Any] = {name: x if name == "constant" else torch.tensor(x) for name, x in kept.items()}
+        return Network(**fields)
 
     def score(self, values: Tensor) -> Tensor:
         """Readings (..., R) to log-odds (...)."""
