@@ -1,21 +1,11 @@
-"""Retrieval, copies and intervals against answers known beforehand."""
+"""Retrieval and intervals against answers known beforehand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from unfog.evaluation import (
-    bootstrap_interval,
-    copy_share,
-    copy_threshold,
-    draw_distractors,
-    nearest,
-    retrieval,
-    share_interval,
-    style_error,
-    thumbnails,
-)
+from unfog.evaluation import bootstrap_interval, draw_distractors, retrieval, share_interval, style_error
 
 
 def test_retrieval_of_known_vectors() -> None:
@@ -99,68 +89,6 @@ def test_share_of_pairs_and_of_separate_groups() -> None:
     assert low < 0.5 < high
     assert high - low < 0.2
     assert share_interval([True], [False], ["a"], ["b"]) == (np.inf, np.inf)
-
-
-def _pictures(n: int, seed: int = 0) -> np.ndarray:
-    """Random blobs on transparency, uint8 RGBA 64×64, clear of the edges."""
-    generator = np.random.default_rng(seed)
-    pictures = np.zeros((n, 64, 64, 4), np.uint8)
-    for picture in pictures:
-        for _ in range(5):
-            y, x, h, w = *generator.integers(6, 38, 2), *generator.integers(6, 20, 2)
-            picture[y : y + h, x : x + w] = [*generator.integers(0, 256, 3), 255]
-    return pictures
-
-
-def test_thumbnails_are_premultiplied_area_means() -> None:
-    pictures = np.zeros((1, 64, 64, 4), np.uint8)
-    pictures[0, ..., 0] = 255  # red that is hidden but for one pixel of each four
-    pictures[0, ::2, ::2, 3] = 255
-    assert np.allclose(thumbnails(pictures)[0, 3, 4], [0.25, 0, 0, 0.25])
-    with pytest.raises(ValueError, match="multiple of 32"):
-        thumbnails(np.zeros((1, 40, 40, 4), np.uint8))
-
-
-def test_distance_is_the_rms_difference() -> None:
-    generator = np.random.default_rng(0)
-    train, samples = generator.random((7, 32, 32, 4), np.float32), generator.random((3, 32, 32, 4), np.float32)
-    distance, index = nearest(samples, train)
-    plain = np.sqrt(((samples[:, None] - train[None]) ** 2).mean((2, 3, 4)))
-    # shifting only helps, and never much with noise
-    assert (distance <= plain.min(1) + 1e-6).all()
-    assert np.allclose(distance, plain.min(1), rtol=0.1)
-    # against a moved copy written out by hand: row 0 leaves, an empty row enters below
-    moved = np.concatenate([train[4, 1:], np.zeros((1, 32, 4), np.float32)])[None]
-    distance, index = nearest(moved, train)
-    expected = np.sqrt((np.concatenate([np.zeros((1, 32, 4)), train[4, 1:]]) - train[4]) ** 2).astype(np.float64)
-    assert index.tolist() == [4]
-    assert distance[0] == pytest.approx(np.sqrt((expected**2).mean()), rel=1e-3)
-
-
-def test_planted_copies_are_found_also_moved_and_noisy() -> None:
-    generator = np.random.default_rng(2)
-    train = _pictures(400)
-    fresh, planted = _pictures(100, seed=1), train[50:100].copy()
-    planted[10:30] = np.roll(planted[10:30], (2, -2), (1, 2))
-    noise = generator.normal(0, 6, planted[30:].shape)
-    planted[30:] = np.clip(planted[30:] + noise, 0, 255).astype(np.uint8)
-    known = thumbnails(train)
-    concepts = [str(i) for i in range(400)]
-    threshold = copy_threshold(known, concepts, known, concepts)
-    copied, distance, index = copy_share(thumbnails(planted), known, threshold)
-    assert copied.all()
-    assert index.tolist() == list(range(50, 100))
-    assert distance[:30].max() < 1e-3
-    assert copy_share(thumbnails(fresh), known, threshold)[0].mean() <= 0.05
-
-
-def test_at_most_one_in_a_hundred_real_pictures_is_flagged() -> None:
-    known = thumbnails(_pictures(300, seed=4))
-    concepts = [str(i // 2) for i in range(300)]
-    threshold = copy_threshold(known, concepts, known, concepts)
-    distance, index = nearest(known, known, concepts, concepts)
-    assert all(concepts[i] != concepts[j] for i, j in enumerate(index.tolist()))
-    assert (distance < threshold).mean() <= 0.01
 
 
 def test_style_error_counts_differences() -> None:

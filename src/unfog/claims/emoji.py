@@ -22,9 +22,9 @@ from unfog.diffusion.noise import Noise
 from unfog.diffusion.plan import Plan, run
 from unfog.diffusion.samplers import make_plan
 from unfog.evaluation.distances import kernel, kernel_distance
-from unfog.evaluation.samples import caption
 from unfog.evaluation.readers import reader
 from unfog.evaluation.retrieval import draw_distractors, retrieval
+from unfog.evaluation.samples import caption
 from unfog.evaluation.scorer import Scorer, describe
 from unfog.evaluation.statistics import bootstrap_interval
 from unfog.modalities.image.data import PictureSet

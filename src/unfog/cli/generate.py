@@ -121,7 +121,7 @@ def generate(
     from unfog.cli.novel import Novelty
     from unfog.cli.progress import watch
 
-    settings = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
+    settings: dict[str, Any] = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
     settings |= {"aspect": aspect, "negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
     settings |= {"novel": novel, "against": against, "tries": tries}
     given = {key: value for key, value in settings.items() if value is not None}

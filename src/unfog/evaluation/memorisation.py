@@ -1,6 +1,6 @@
 """Does a model hand out what it was trained on? Copies among its samples, held against what real unseen pictures score.
 
-    threshold t    the score that at most 1 % of held-out pictures exceed          P(score > t | unseen) ≤ 1 %
+    threshold t    the k-th highest score of n held-out pictures, k = ⌊n/100 + 1/100⌋       P(score > t | unseen) ≤ 1 %
     measured       the same with t set on one half of them and counted on the other, both ways, with an interval
     alarm rate     share of samples with score > t                                 a verdict only where its interval is above 1 %
     recall         share of training pictures, changed on purpose (plants.KINDS), with score > t
@@ -105,11 +105,16 @@ class Memorisation(Part):
 
 
 def threshold_of(scores: ArrayLike, stated: float = STATED) -> float:
-    """The lowest score that at most this share of `scores` (N,) exceed. Raises: ValueError where there are none."""
+    """A score that one more picture, drawn as these `scores` (N,) were, exceeds with a chance of at most `stated`.
+
+    It is the k-th highest with k = floor(stated·(N + 1)): the next of N + 1 is as likely to have any rank (Vovk et al. 2005,
+    conformal prediction). Of too few scores (k = 0) it is the highest, and the chance is 1/(N + 1).
+    Raises: ValueError where there are none.
+    """
     ranked = np.sort(np.asarray(scores, np.float64))[::-1]
     if len(ranked) == 0:
         raise ValueError("a threshold needs scores of unseen pictures")
-    return float(ranked[min(int(stated * len(ranked)), len(ranked) - 1)])
+    return float(ranked[min(max(int(stated * (len(ranked) + 1)) - 1, 0), len(ranked) - 1)])
 
 
 def calibrate(scores: ArrayLike, groups: Sequence[object] | None = None, stated: float = STATED, seed: int = 0) -> Calibration:
