@@ -1,7 +1,8 @@
 """The field's claims, each measured by code that anyone can rerun: `unfog claims`. One file a claim, one line in CLAIMS.
 
 claim.py says what a claim is and decides it; run.py measures and keeps the results; page.py and draw.py show them.
-mixtures.py, emoji.py and tiny.py are what claims are measured on: exact mixtures, the shipped model, small networks.
+mixtures.py, modes.py, emoji.py and tiny.py are what claims are measured on: exact mixtures, such whose modes are counted, the
+shipped model, small networks.
 """
 
 from __future__ import annotations
