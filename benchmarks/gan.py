@@ -1,7 +1,9 @@
 """A GAN beside diffusion: all runs of the claims `gan` and `gan-pictures`, kept one by one.
 
     python benchmarks/gan.py --work DIR                  what is not in DIR yet is run; then everything is put together
-    python benchmarks/gan.py --work DIR --only ring-gan  one part, so that parts can run in several processes
+    python benchmarks/gan.py --work DIR --only ring-gan-1  one part, so that parts can run in several processes
+
+DIR/tried.json, if there, is what tuning tried.
 
 Writes benchmarks/results/gan.json (settings, every run, both claims as `unfog claims` would state them) and
 docs/claims/gan-{mixtures,faces}.png (needs matplotlib: the extra "bench").
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,18 +32,18 @@ ROOT = Path(__file__).parents[1]
 RESULT, PLOTS = ROOT / "benchmarks" / "results" / "gan.json", ROOT / "docs" / "claims"
 SEEDS = list(range(5))
 PARTS = [
-    *(f"{name}-{side}" for name in COUNTABLE for side in gan.SIDES),
+    *(f"{name}-{side}-{i}" for name in COUNTABLE for side in gan.SIDES for i in range(len(gan.RATES))),
     *(f"faces-{side}-{s}" for s in SEEDS for side in gan.SIDES),
 ]
 
 
 def run(part: str, work: Path) -> None:
     """One part's rows, and of faces the first 64 pictures."""
-    name, side, *seed = part.split("-")
+    name, side, number = part.split("-")
     if name != "faces":
-        rows = gan.outcomes(side, name, gan.TUNED[side], SEEDS, SEEDS[: gan.OTHERS])
+        rows = gan.outcomes(side, name, gan.TUNED[side], SEEDS, SEEDS[: gan.OTHERS], [gan.RATES[int(number)]])
     else:
-        row, pictures = gan_pictures.outcome(side, int(seed[0]), gan_pictures.TUNED[side])
+        row, pictures = gan_pictures.outcome(side, int(number), gan_pictures.TUNED[side])
         np.save(work / f"{part}.npy", pictures[:64])
         rows = [row]
     write_atomic(work / f"{part}.json", json.dumps(rows).encode())
@@ -69,7 +72,7 @@ def scatter(rows: list[dict[str, Any]], out: Path) -> None:
     for line, (name, mixture) in zip(axes, COUNTABLE.items(), strict=True):
         means = mixture().means.numpy()
         for axis, side in zip(line, gan.SIDES, strict=True):
-            row = next(r for r in rows if (r["mixture"], r["side"]) == (name, side) and r["points"])
+            row = next(r for r in rows if (r["mixture"], r["side"]) == (name, side) and r.get("points"))
             points = np.array(row["points"])
             axis.scatter(*means.T, s=90, facecolors="none", edgecolors="#bbbbbb")
             axis.scatter(*points.T, s=3, color="#2f6fb5" if side == "diffusion" else "#d1622b")
@@ -98,29 +101,37 @@ def faces(work: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", choices=PARTS)
+    parser.add_argument("--only", nargs="*", choices=PARTS, help="run these parts alone, and put nothing together")
+    parser.add_argument("--collect", action="store_true", help="run nothing: put together what is there")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
-    for part in given.only or PARTS:
+    for part in [] if given.collect else given.only or PARTS:
         if not (given.work / f"{part}.json").exists():
             run(part, given.work)
     if given.only:
         return
-    rows = {part: json.loads((given.work / f"{part}.json").read_text()) for part in PARTS}
-    mixtures, pictures = ([r for part in PARTS if part.startswith("faces") == of for r in rows[part]] for of in (False, True))
-    claims = [claim("gan", gan.STATEMENT, gan.found_of(mixtures)),
-              claim("gan-pictures", gan_pictures.STATEMENT, gan_pictures.found_of(pictures))]  # fmt: skip
+    PLOTS.mkdir(parents=True, exist_ok=True)
+    rows = {part: json.loads(file.read_text()) for part in PARTS if (file := given.work / f"{part}.json").exists()}
+    mixtures = [row for part, found in rows.items() if not part.startswith("faces") for row in found]
+    seeds = [seed for seed in SEEDS if all(f"faces-{side}-{seed}" in rows for side in gan.SIDES)]
+    pictures = [rows[f"faces-{side}-{seed}"][0] for side in gan.SIDES for seed in seeds]
+    claims = [claim("gan", gan.STATEMENT, gan.found_of(mixtures))]
+    if len(seeds) > 1:
+        claims.append(claim("gan-pictures", gan_pictures.STATEMENT, gan_pictures.found_of(pictures)))
+        faces(given.work, PLOTS / "gan-faces.png")
     for row in mixtures:
-        row.pop("points") if row["seed"] else None
+        if row["seed"] or row["rate"] != 1:
+            del row["points"]
+        if not math.isfinite(row["distance"]):
+            row["distance"] = None  # JSON has no infinity
+    tried = json.loads((given.work / "tried.json").read_text()) if (given.work / "tried.json").exists() else {}
     found = {"version": __version__, "torch": torch.__version__, "threads": 1,
              "tuned": {"mixtures": {k: asdict(v) for k, v in gan.TUNED.items()},
                        "faces": {k: asdict(v) for k, v in gan_pictures.TUNED.items()}},
-             "mixtures": mixtures, "faces": pictures, "claims": claims}  # fmt: skip
+             "tried": tried, "mixtures": mixtures, "faces": pictures, "claims": claims}  # fmt: skip
     write_atomic(RESULT, (json.dumps(found) + "\n").encode())
-    PLOTS.mkdir(parents=True, exist_ok=True)
     scatter(mixtures, PLOTS / "gan-mixtures.png")
-    faces(given.work, PLOTS / "gan-faces.png")
     for stated in claims:
         print(stated["title"], "->", stated["verdict"])
         for figure in stated["figures"]:

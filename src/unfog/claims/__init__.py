@@ -2,7 +2,7 @@
 
 claim.py says what a claim is and decides it; run.py measures and keeps the results; page.py and draw.py show them.
 mixtures.py, emoji.py and tiny.py are what claims are measured on: exact mixtures, the shipped model, small networks;
-guided.py serves the two claims about guidance, modes.py those about GANs.
+guided.py serves the claims about guidance, modes.py those about GANs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from unfog.claims import (
     markov,
     memorising,
     saturation,
+    saturation_pictures,
     steps,
 )
 from unfog.claims.claim import Check, Claim, Figure, Found, Line, Measure, Plot, Settings, Statement, Test, decide
@@ -31,6 +32,7 @@ CLAIMS: dict[str, tuple[Statement, Measure]] = {
     "few-steps-pictures": (few_steps_pictures.STATEMENT, few_steps_pictures.measure),
     "guidance": (guidance.STATEMENT, guidance.measure),
     "saturation": (saturation.STATEMENT, saturation.measure),
+    "saturation-pictures": (saturation_pictures.STATEMENT, saturation_pictures.measure),
     "latent": (latent.STATEMENT, latent.measure),
     "gan": (gan.STATEMENT, gan.measure),
     "gan-pictures": (gan_pictures.STATEMENT, gan_pictures.measure),

@@ -44,7 +44,7 @@ def ddpm(steps: int) -> Plan:
 
 def on_mixture(mixture: Mixture, settings: Settings, n: int, say: Say) -> dict[str, dict[int, list[float]]]:
     """Distances of runs, by sampler and evaluations; the same exact clouds for all."""
-    runs, size = 3 if settings.quick else 8, mixture.means.shape[1]
+    runs, size = 8, mixture.means.shape[1]
     seeds = [settings.seed + 100 * k for k in range(runs)]
     plans = {name: {k: planned(name, k, size) for k in FEW} for name in MODERN}
     plans["ddpm"] = {k: ddpm(k) for k in (DDPM[::3] if settings.quick else DDPM)}
@@ -62,7 +62,7 @@ def measure(settings: Settings, say: Say) -> Found:
     figures: list[Figure] = []
     plots, values = [], {f"mixture{k}": -math.inf for k in FEW}
     for name in ("ring",) if settings.quick else ("ring", "curve"):
-        n = 500 if settings.quick else 4_000 if name == "ring" else 1_000
+        n = 2_000 if settings.quick else 4_000 if name == "ring" else 1_000
         mixture = MIXTURES[name]()
         table = on_mixture(mixture, settings, n, lambda line, name=name: say(f"{name}, {line}"))  # type: ignore[misc]
         floors = floor(mixture, n, settings.seed, 10)

@@ -1,7 +1,7 @@
 """A GAN beside diffusion on mixtures whose modes can be counted: the same data, trunk, optimiser, average and processor time.
 
-Both sides were tuned on the grid, on a seed that is not used here, over as many settings each; the steps of each are such that
-they took about the same processor time where this was written. Runs of all seeds and learning rates go side by side.
+Both sides were tuned on the grid, on a seed that is not used here (benchmarks/results/gan.json lists what was tried); the steps
+of each are such that neither took much more processor time than the other. Runs of all seeds go side by side.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from unfog.training import gan
 
 SIDES = ("diffusion", "gan")
 LATENT, WIDTH, DEPTH, BANDS, TIME = 8, 64, 3, 6, 32
-EVERY = 2  # steps from one penalised step of the GAN to the next
 SAMPLES, SHOWN = 5_000, 500  # that are counted of a run, that a plot shows
 HEUN = 20  # steps of Heun's method, 39 evaluations
 RATES, OTHERS = (1 / 3, 1.0, 3.0), 2  # of the tuned learning rate; seeds at those that are not 1
@@ -48,22 +47,25 @@ class Tuned:
     kind: str  # loss of the GAN; prediction of the diffusion model
 
 
-TUNED = {"diffusion": Tuned(8_000, 128, 3e-3, -1.5, "v"), "gan": Tuned(16_000, 64, 9e-3, 0.01, "relativistic")}
+TUNED = {"diffusion": Tuned(8_000, 128, 3e-3, -1.5, "v"), "gan": Tuned(3_000, 128, 9e-3, 0.01, "relativistic")}
 
 STATEMENT = Statement(
     title="Diffusion trains stably and covers the modes where a GAN drops them",
     says="GANs are unstable to train and collapse to some of the modes; diffusion models train stably and cover them all.",
     source="Dhariwal & Nichol 2021, arXiv:2105.05233, §1; Huang et al. 2024 (R3GAN), arXiv:2501.05441, says it no longer holds",
-    how="Ring of 8 and grid of 25 narrow Gaussians. A GAN with gradient penalties on data and samples, and a denoiser: the same "
-        "trunk of three layers of 64, batches, averages, learning-rate fall and processor time, both tuned over 12 settings on "
-        "another seed. Five seeds at the tuned learning rate, two each at a third and at three times of it. A mode is recovered "
-        "if a quarter of its fair share of 5,000 samples lies within three standard deviations of it. A run has ended badly if "
-        "it recovers less than 90 % of the modes or has less than half of its samples there.",
+    how="Ring of 8 and grid of 25 narrow Gaussians. A GAN with gradient penalties on data and samples, and a denoiser: one "
+        "trunk of three layers of 64, data, averages and learning-rate fall, a few seconds a run (little for a GAN), "
+        "tuned on the grid on another seed, the GAN over 27 settings, the denoiser over 6. Five seeds at the tuned rate, "
+        "two each at a third and at three times of it. A mode is recovered if a quarter of its fair share of 5,000 samples lies "
+        "within three standard deviations of it. A run has ended badly if it recovers less than 90 % of the modes or has less "
+        "than half of its samples there.",
     tests=(
         Test(key="ours", says="diffusion: share of modes recovered, mean of the seeds, worse mixture", op=">=", bound=0.99),
         Test(key="theirs", says="the GAN: share of modes recovered, mean of the seeds, worse mixture", op="<=", bound=0.9),
         Test(key="gap", says="diffusion less the GAN, the worse mixture of the GAN, lower end", op=">=", bound=0.01),
         Test(key="stable", says="diffusion: share of runs that ended badly, all learning rates", op="<=", bound=0.1),
+        Test(key="sound", says="the GAN: share of runs at the tuned rate that ended well, else no measure of stability", op=">=",
+             bound=0.5),
         Test(key="unstable", says="the GAN: share of runs that ended badly, less diffusion's", op=">=", bound=0.25),
     ),
 )  # fmt: skip
@@ -94,9 +96,9 @@ def trained(side: str, mixture: Mixture, tuned: Sequence[Tuned], seeds: Sequence
         return torch.cat([torch.randn(n, width, generator=torch.Generator().manual_seed(seed + 7_919 * s)) for s in seeds])
 
     if side == "gan":
-        generator = MLP(LATENT, size, list(seeds), WIDTH, DEPTH)
-        critic = MLP(size, 1, [seed + 500_000 for seed in seeds], WIDTH, DEPTH, BANDS)
-        adversary = gan.Adversary(tuple(t.other for t in tuned), LATENT, tuned[0].kind == "relativistic", EVERY)
+        generator = MLP(LATENT, size, list(seeds), WIDTH, DEPTH, smooth=True)
+        critic = MLP(size, 1, [seed + 500_000 for seed in seeds], WIDTH, DEPTH, BANDS, smooth=True)
+        adversary = gan.Adversary(tuple(t.other for t in tuned), LATENT, tuned[0].kind == "relativistic")
         found = gan.train_gan(generator, critic, data, settings, adversary)
         both = (generator.weights.shape[1], critic.weights.shape[1])
 
@@ -117,10 +119,12 @@ def trained(side: str, mixture: Mixture, tuned: Sequence[Tuned], seeds: Sequence
     return Runs(walked, found.curve, found.seconds, network.weights.shape[1], network.weights.shape[1], plan.nfe)
 
 
-def outcomes(side: str, name: str, tuned: Tuned, seeds: Sequence[int], others: Sequence[int]) -> list[dict[str, Any]]:
-    """Each run's figures, as plain values: `seeds` at the tuned learning rate, `others` at each of the other RATES."""
+def outcomes(
+    side: str, name: str, tuned: Tuned, seeds: Sequence[int], others: Sequence[int], rates: Sequence[float] = RATES
+) -> list[dict[str, Any]]:
+    """Each run's figures, as plain values: `seeds` at the tuned learning rate, `others` at each of the other rates."""
     mixture = COUNTABLE[name]()
-    plans = [(rate, seed) for rate in RATES for seed in (seeds if rate == 1 else others)]
+    plans = [(rate, seed) for rate in rates for seed in (seeds if rate == 1 else others)]
     each = [replace(tuned, lr=tuned.lr * rate) for rate, _ in plans]
     runs = trained(side, mixture, each, [seed for _, seed in plans])
     made, rows = runs.draw(SAMPLES, 1), []
@@ -170,7 +174,8 @@ def found_of(rows: Sequence[dict[str, Any]]) -> Found:
     worse = min(names, key=lambda name: share[name, "gan"].mean())
     gap = over_runs("diffusion less the GAN", list(share[worse, "diffusion"] - share[worse, "gan"]), "seeds")
     values = {"ours": min(float(share[name, "diffusion"].mean()) for name in names), "theirs": float(share[worse, "gan"].mean()),
-              "gap": end(gap.low), "stable": bad["diffusion"], "unstable": bad["gan"] - bad["diffusion"]}  # fmt: skip
+              "gap": end(gap.low), "stable": bad["diffusion"], "unstable": bad["gan"] - bad["diffusion"],
+              "sound": float(np.mean([not row["bad"] for row in rows if row["side"] == "gan" and row["rate"] == 1]))}  # fmt: skip
     return Found(tuple(figures), values, tuple(plots), NOTES)
 
 
@@ -183,7 +188,12 @@ MEASURED = {
     "spread": "width of the modes, squared, over what it should be",
     "distance": "sliced Wasserstein distance",
 }
-NOTES = ("A sample of the GAN takes one evaluation where one of the diffusion model takes many.",)
+NOTES = (
+    "The GAN is compared at the same few seconds of processor time, not at its best: published GANs on such mixtures train some "
+    "hundred times as long, and R3GAN is reported to cover all modes then. Where every run of a side ended badly, at the tuned "
+    "learning rate too, its share of bad runs says that it was not done in this time, and nothing of its stability.",
+    "A sample of the GAN takes one evaluation of its generator, where one of the diffusion model takes 39.",
+)
 
 
 def _scatter(name: str, side: str, points: Sequence[Sequence[float]]) -> Plot:

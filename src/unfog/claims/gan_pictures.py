@@ -57,7 +57,7 @@ class Tuned:
     kind: str  # loss of the GAN; prediction of the diffusion model
 
 
-TUNED = {"diffusion": Tuned(800, 64, 3e-3, 0.0, "x0"), "gan": Tuned(900, 64, 3e-3, 1.0, "relativistic")}
+TUNED = {"diffusion": Tuned(480, 64, 3e-3, 0.0, "x0"), "gan": Tuned(480, 64, 3e-3, 0.1, "relativistic")}
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,6 @@
 """A plain multi-layer perceptron over vectors; several of them, independent of each other, run as one batch of matrix products.
 
-    h_0 = [x, sin(2^k·π/4·x), cos(2^k·π/4·x), features of log-SNR];   h_i = lrelu(W_i·h_(i−1) + b_i);   out = W·h + b
+    h_0 = [x, sin(2^k·π/4·x), cos(2^k·π/4·x), features of log-SNR];   h_i = f(W_i·h_(i−1) + b_i);   out = W·h + b
 
 Networks this small spend their time on starting operations, not on arithmetic: five runs side by side cost little more than one.
 Source of the position features: Tancik et al. 2020, arXiv:2006.10739 (without them the shape of narrow modes is learned slowly).
@@ -21,14 +21,23 @@ class MLP(nn.Module):
     """Vectors (R·B, inputs), run after run -> (R·B, outputs); run r of `runs` = R has weights of its own.
 
     Args: `width` and number `depth` of hidden layers; `bands` octaves of position features; `time` features of log-SNR (0: it
-    is not asked for); `seeds`, one a run, of the first weights, so that a run starts alike in any company.
+    is not asked for); `smooth` for silu, not the leaky ReLU, which costs less; `seeds`, one a run, of the first weights, so
+    that a run starts alike in any company.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, seeds: list[int], width: int = 64, depth: int = 3, bands: int = 0, time: int = 0
+        self,
+        inputs: int,
+        outputs: int,
+        seeds: list[int],
+        width: int = 64,
+        depth: int = 3,
+        bands: int = 0,
+        time: int = 0,
+        smooth: bool = False,
     ) -> None:
         super().__init__()
-        self.runs, self.bands, self.time = len(seeds), bands, time
+        self.runs, self.bands, self.time, self.smooth = len(seeds), bands, time, smooth
         wide = [inputs * (1 + 2 * bands) + time, *(width,) * depth, outputs]
         self.shapes = list(zip(wide, wide[1:], strict=False))
         self.sizes = [size for a, b in self.shapes for size in (a * b, b)]
@@ -55,6 +64,6 @@ class MLP(nn.Module):
         pieces = self.weights.split(self.sizes, dim=1)
         for i, (a, b) in enumerate(self.shapes):
             if i:
-                h = F.leaky_relu(h, 0.2)  # its second derivative, which gradient penalties need, costs nothing
+                h = F.silu(h) if self.smooth else F.leaky_relu(h, 0.2)
             h = torch.baddbmm(pieces[2 * i + 1][:, None], h, pieces[2 * i].reshape(self.runs, a, b))
         return h.flatten(0, 1)
