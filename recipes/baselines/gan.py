@@ -6,7 +6,7 @@
 Losses    relativistic, with a penalty on the critic's slope at data and at samples (R3GAN); or --loss non-saturating, the same
 Trained   Adam without momentum, learning rate constant and then falling to 0, samples from an average of the weights
 Cost      about 15 seconds of processor time a mixture, 45 the faces, on one core of an AVX2 machine
-Reached   benchmarks/results/gan.json: five seeds of this, beside a diffusion model of the same size and time
+Reached   benchmarks/results/gan.json: five seeds of this, beside a diffusion model of the same time
 
 --beside trains that diffusion model instead, --steps shortens a run. The parts: networks/mlp.py and networks/adversarial.py (the
 networks), training/gan.py (losses and steps), claims/gan.py and claims/gan_pictures.py (what was tuned, and what is measured).
