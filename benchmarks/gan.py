@@ -77,9 +77,8 @@ def scatter(rows: list[dict[str, Any]], out: Path) -> None:
             axis.scatter(*means.T, s=90, facecolors="none", edgecolors="#bbbbbb")
             axis.scatter(*points.T, s=3, color="#2f6fb5" if side == "diffusion" else "#d1622b")
             axis.set(xlim=(-2, 2), ylim=(-2, 2), xticks=[], yticks=[], aspect="equal")
-            axis.set_title(
-                f"{name}, {gan.LABEL[side]}: {row['recovered']} of {row['modes']} modes, {row['quality']:.0%} near one"
-            )
+            found = f"{row['recovered']} of {row['modes']} modes, {row['quality']:.0%} near one"
+            axis.set_title(f"{name}, {gan.LABEL[side]}: {found}", fontsize=9)
     figure.savefig(out, dpi=80)
 
 
