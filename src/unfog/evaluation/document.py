@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from unfog.evaluation.report import GROUPS, Evaluation, Figure, Report
 from unfog.evaluation.report import Measure as Row
-from unfog.page import Bars, Measure, Part, Picture, Pictures, Section, Series, Table, page
+from unfog.page import Bars, Lines, Measure, Part, Picture, Pictures, Section, Series, Table, page
 
 if TYPE_CHECKING:
+    from unfog.evaluation.memorisation import Memorisation
     from unfog.evaluation.run import Found
 
 
@@ -51,9 +52,11 @@ def _report(report: Report, found: Found | None, several: bool) -> list[Section]
             ["measure", "of", "samples", *beside, "better", "note"],
             [[m.name, m.of, _figure(m.figure, m.unit), *(_beside(m, name) for name in beside), m.better, m.note] for m in rows],
         )
-        parts: list[Part] = [table]
-        parts += _bars(rows) if group == "condition" else []
-        sections.append(Section(head + title, parts))
+        sections.append(Section(head + title, [table]))
+    drawn = [_bars(title, [m for m in report.measures if m.group == group])
+             for group, title in (("coverage", "Coverage"), ("condition", "What was asked for"))]  # fmt: skip
+    drawn += [_detector(found.memorised)] if found is not None and found.memorised is not None else []
+    sections.append(Section(head + "Beside real data", [plot for plot in drawn if plot is not None]))
     if found is not None and found.pictures is not None:
         made = [Picture(p, c, 1.0) for p, c in zip(found.pictures, found.captions, strict=True)]
         real = [Picture(p, c, 1.0) for p, c in zip(found.real if found.real is not None else (), found.captions, strict=True)]
@@ -63,21 +66,31 @@ def _report(report: Report, found: Found | None, several: bool) -> list[Section]
     return sections
 
 
-def _bars(rows: Sequence[Row]) -> list[Part]:
-    """Shares beside those of real pictures."""
-    shares = [m for m in rows if m.unit == "%" and m.beside]
+def _bars(title: str, rows: Sequence[Row]) -> Part | None:
+    """Shares beside those of real items."""
+    shares = [m for m in rows if m.unit == "%" and m.beside and m.figure.value is not None]
     if not shares:
-        return []
+        return None
     places = list(range(len(shares)))
 
     def series(name: str, figures: Sequence[Figure], colour: int) -> Series:
         percent = [[None if v is None else 100 * v for v in (f.value, f.low, f.high)] for f in figures]
-        return Series(
-            name, places, [p[0] for p in percent], colour=colour, low=[p[1] for p in percent], high=[p[2] for p in percent]
-        )
+        values, lows, highs = zip(*percent, strict=True)
+        return Series(name, places, list(values), colour=colour, low=list(lows), high=list(highs))
 
-    drawn = [series("samples", [m.figure for m in shares], 1), series("real pictures", [m.beside[0].figure for m in shares], 3)]
-    return [Bars("Beside real pictures", [f"{m.name}, {m.of}" for m in shares], drawn, "%")]
+    drawn = [series("samples", [m.figure for m in shares], 1), series("real", [m.beside[0].figure for m in shares], 4)]
+    several = len({m.of for m in shares}) > 1
+    return Bars(title, [f"{m.name} ({m.of})" if several else m.name for m in shares], drawn, "%")
+
+
+def _detector(found: Memorisation) -> Part:
+    """What the copy detector finds, kind by kind, for each share of unseen pictures that it calls copies too."""
+    false = [100 * share for share in found.curve.false_positives]
+    lines = [Series(kind, false, [100 * share for share in recall], colour=i % 6, dashed=i >= 6)
+             for i, (kind, recall) in enumerate(found.curve.recall.items())]  # fmt: skip
+    return Lines(
+        "What the copy detector finds", lines, "% of unseen pictures called copies", "% of planted copies found", x_log=True
+    )
 
 
 def _beside(row: Row, name: str) -> Measure | None:

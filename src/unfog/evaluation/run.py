@@ -28,6 +28,7 @@ from unfog.evaluation.samples import SIDE, Asked, PictureModel, Samples, caption
 from unfog.evaluation.statistics import Estimate, differ, difference_interval
 
 if TYPE_CHECKING:
+    from unfog.evaluation.memorisation import Memorisation
     from unfog.evaluation.scorer import Scorer
     from unfog.modalities.image.data import PictureSet
     from unfog.model import Model
@@ -49,6 +50,7 @@ class Found:
     pictures: NDArray[np.uint8] | None = None
     captions: Sequence[str] = ()
     real: NDArray[np.uint8] | None = None
+    memorised: Memorisation | None = None
 
 
 def evaluate(request: EvaluateRequest) -> Evaluation:
@@ -180,7 +182,7 @@ def measure(
         samples.settings["judge"] = f"scorer {scorer.hash}"
     else:
         warnings.append("no caption of these pictures is known to the data, or it has none: what was asked for is not judged")
-    remembered, _, warning = copied(samples, data, concepts, seed, model)
+    remembered, memorised, warning = copied(samples, data, concepts, seed, model)
     rows += remembered
     warnings += [warning] if warning else []
     if model is not None and bits:
@@ -194,7 +196,7 @@ def measure(
     report = _report(samples.name, samples.hash, data.path.name, _data_hash(data), len(samples.pictures), samples.settings,
                      reader, rows, warnings, start)  # fmt: skip
     return Found(report, estimates, reader.label, values, samples.pairs, samples.pictures[shown],
-                 [caption(data.records[row]) if row >= 0 else "" for row in asked_for], pictures)  # fmt: skip
+                 [caption(data.records[row]) if row >= 0 else "" for row in asked_for], pictures, memorised)  # fmt: skip
 
 
 def measure_numbers(
