@@ -100,7 +100,7 @@ def drawn(folder: Path, count: int, seed: int, stripes: bool) -> Path:
 
 
 def test_a_folder_of_pictures_against_another(tmp_path):
-    data, alike, other = (drawn(tmp_path / name, 40, i, name == "other") for i, name in enumerate(("data", "alike", "other")))
+    data, alike, other = (drawn(tmp_path / name, 60, i, name == "other") for i, name in enumerate(("data", "alike", "other")))
     request = EvaluateRequest(
         models=[str(alike), str(other)], against=str(data), reader="pixels", force=True, out=tmp_path / "r.html"
     )
