@@ -105,6 +105,8 @@ def commands():
 @pytest.mark.parametrize("line", commands())
 def test_commands_of_the_documentation_are_asked_as_they_are_meant(line, unfog_command, asked):
     kind = line.split()[2]
+    if kind in ("loss", "copies") and ".png" in line:
+        pytest.importorskip("matplotlib")
     code, out, err = unfog_command(*shlex.split(line)[1:])
     assert (code, err) == (0, []) and asked[-1][0] == kind and out[0].endswith((".png", ".svg"))
 
