@@ -56,12 +56,14 @@ def fidelity(
     order = np.random.default_rng(0).permutation(len(train))
     halves = order[: len(train) // 2], order[len(train) // 2 :][: len(made)]
     for part in PARTS:
-        ours, why = _tried(part, train, made, (labels[1], labels[0]) if clusters else None, force)
+        # how much is covered changes with how many real items there are: what stands side by side is held against as many
+        real, of = (train[halves[0]], [labels[1][i] for i in halves[0]]) if part == "prdc" else (train, labels[1])
+        ours, why = _tried(part, real, made, (of, labels[0]) if clusters else None, force)
         beside: list[tuple[str, dict[str, Estimate]]] = []
         if ours and held is not None:
             rows_ = np.random.default_rng(1).permutation(len(held))[: len(made)]
-            pair = (labels[1], [labels[2][i] for i in rows_]) if clusters else None
-            beside.append((HELD_OUT, _tried(part, train, held[rows_], pair, True, FLOOR_GROUPS)[0]))
+            pair = (of, [labels[2][i] for i in rows_]) if clusters else None
+            beside.append((HELD_OUT, _tried(part, real, held[rows_], pair, True, FLOOR_GROUPS)[0]))
         if ours:
             beside.append((HALVES, _tried(part, train[halves[0]], train[halves[1]], None, True, FLOOR_GROUPS)[0]))
         for name in ("precision", "recall", "density", "coverage") if part == "prdc" else (part,):
@@ -100,6 +102,8 @@ def _measure(
             note = f"of {n} samples in {dim} dimensions, forced: do not rely on it; {note}"
     elif n < LEAST:
         note = f"of {n} samples, forced: do not rely on it"
+    elif group == "coverage" and name != "diversity":
+        note = f"against {ours.n} real items; it changes with the numbers of both"
     others = [Beside(name=title, figure=_figure(found[name])) for title, found in beside if name in found]
     return Measure(group=group, name=shown, of=ALL, figure=_figure(ours), unit=unit, better=better, beside=others, note=note)
 
