@@ -45,6 +45,12 @@ Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
+class Part(BaseModel):
+    """A part of what was found and is written down: nothing changes later, nothing unknown is read back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class Request(BaseModel):
     """What requests share: unknown fields and NaN are refused, text is stripped, nothing changes later."""
 

@@ -86,6 +86,11 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, change):
     assert "\n" not in str(caught.value)
 
 
+def test_too_few_are_refused_before_anything_is_made_or_read():
+    with pytest.raises(UserError, match="49 samples tell next to nothing.*--force"):
+        evaluate(EvaluateRequest(models=["emoji-64"], against="nowhere", n=49))
+
+
 def drawn(folder: Path, count: int, seed: int, stripes: bool) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(seed)

@@ -14,18 +14,14 @@ from dataclasses import dataclass, field
 from operator import ge, gt, le, lt
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from unfog.schema import Part
 
 Op = Literal["<", "<=", ">", ">="]
 Verdict = Literal["holds", "does not hold", "holds in part", "not measured"]
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {"<": lt, "<=": le, ">": gt, ">=": ge}
-
-
-class Part(BaseModel):
-    """What all parts share: nothing changes later, nothing unknown is read back."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Figure(Part):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unfog.errors import UserError
 from unfog.evaluation.readers import Features, Reader
-from unfog.files import write_atomic
+from unfog.files import sha256, write_atomic
 
 MAGIC = b"unfog features 1\n"
 BATCH = 64
@@ -74,11 +74,11 @@ def features_of(
     if reader.hash is None:
         return _joined(reader, (reader(part) for part in batches()))
     place = (folder or cache_folder()) / "features" / f"{_key(reader, batches())}.features"
-    kept = _read(place, len(chosen), reader.dim)
-    if kept is None:
-        kept = _joined(reader, (reader(part) for part in batches()))
-        _write(place, kept)
-    return kept
+    found = _read(place, len(chosen), reader.dim)
+    if found is None:
+        found = _joined(reader, (reader(part) for part in batches()))
+        _write(place, found)
+    return found
 
 
 def _joined(reader: Reader, parts: Iterable[Features]) -> Features:
@@ -99,25 +99,41 @@ def _key(reader: Reader, batches: Iterable[NDArray[Any]]) -> str:
     return hasher.hexdigest()[:40]
 
 
-def _read(place: Path, n: int, dim: int | None) -> Features | None:
-    """What was kept, if it is whole."""
+def kept(place: Path, magic: bytes, again: str) -> bytes | None:
+    """What `keep` wrote there, if it is whole; damage is said aloud, with what is done `again`."""
     try:
         raw = place.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        _tell(f"{place}: not readable ({error.strerror}); reading the features again")
+        tell(f"{place}: not readable ({error.strerror}); {again}")
         return None
-    head, rest = raw[: len(MAGIC) + 65], raw[len(MAGIC) + 65 :]
-    if head != MAGIC + hashlib.sha256(rest).hexdigest().encode() + b"\n":
-        _tell(f"{place}: damaged (its sha256 differs); reading the features again")
+    head, rest = raw[: len(magic) + 65], raw[len(magic) + 65 :]
+    if head == magic + sha256(rest).encode() + b"\n":
+        return rest
+    tell(f"{place}: damaged (its sha256 differs); {again}")
+    return None
+
+
+def keep(place: Path, magic: bytes, raw: bytes, what: str) -> None:
+    """Write bytes behind their sha256; where that is not possible, `what` is said not to be kept."""
+    try:
+        write_atomic(place, magic + sha256(raw).encode() + b"\n" + raw)
+    except OSError as error:
+        tell(f"{place.parent}: {what} not kept ({error.strerror}); set UNFOG_CACHE to a folder that can be written")
+
+
+def _read(place: Path, n: int, dim: int | None) -> Features | None:
+    """Features that were kept, if they are whole and of this data."""
+    rest = kept(place, MAGIC, "reading the features again")
+    if rest is None:
         return None
     try:
         found = np.load(io.BytesIO(rest), allow_pickle=False)
     except (ValueError, EOFError, OSError):
         found = np.zeros(0)
     if found.ndim != 2 or len(found) != n or (dim is not None and found.shape[1] != dim) or found.dtype != np.float32:
-        _tell(f"{place}: not the features of this data; reading them again")
+        tell(f"{place}: not the features of this data; reading them again")
         return None
     return np.asarray(found)
 
@@ -125,14 +141,10 @@ def _read(place: Path, n: int, dim: int | None) -> Features | None:
 def _write(place: Path, features: Features) -> None:
     handle = io.BytesIO()
     np.save(handle, features, allow_pickle=False)
-    raw = handle.getvalue()
-    try:
-        write_atomic(place, MAGIC + hashlib.sha256(raw).hexdigest().encode() + b"\n" + raw)
-    except OSError as error:
-        _tell(f"{place.parent}: features are not kept ({error.strerror}); set UNFOG_CACHE to a folder that can be written")
+    keep(place, MAGIC, handle.getvalue(), "features are")
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
     """Each line once in a process."""
     if line not in _told:
         _told.add(line)

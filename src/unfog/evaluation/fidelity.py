@@ -33,6 +33,11 @@ def names(label: str) -> dict[str, str]:
     return {"frechet": label, "kernel": f"KD-{of}", "mind": f"MIND-{of}"}
 
 
+def few(n: int) -> str:
+    """Why n samples are refused."""
+    return f"n: {n} samples tell next to nothing; give {LEAST} or more, or --force to print them all the same"
+
+
 def fidelity(
     made: Features,
     train: Features,
@@ -47,9 +52,7 @@ def fidelity(
     Raises: UserError where a set is empty or not finite, widths differ, or samples are too few and `force` is not set.
     """
     if len(made) < LEAST and not force:
-        raise UserError(
-            f"n: {len(made)} samples tell next to nothing; give {LEAST} or more, or --force to print them all the same"
-        )
+        raise UserError(few(len(made)))
     labels = clusters or (range(len(made)), range(len(train)), range(0 if held is None else len(held)))
     rows: list[Measure] = []
     found: dict[str, Estimate] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,11 @@ from PIL import Image
 
 from unfog.errors import UserError
 from unfog.evaluation.aligned import planes
-from unfog.evaluation.cache import cache_folder
+from unfog.evaluation.cache import cache_folder, keep, kept
 from unfog.evaluation.copies import NETWORK, Known, look
 from unfog.evaluation.memorisation import Calibration, calibrate
-from unfog.files import sha256, write_atomic
+from unfog.evaluation.samples import data_at
+from unfog.files import sha256
 
 if TYPE_CHECKING:
     from unfog.modalities.image.data import PictureSet
@@ -76,17 +76,13 @@ class Memory:
 
 def data_of(model: Any, against: str | Path | None = None) -> PictureSet:
     """The data set a model was trained on, by its card, or the one given. Raises UserError where it is not there."""
-    from unfog.data import path
-    from unfog.modalities.image.data import PictureSet
-
     if against is None:
         against = (model.card.get("training") or {}).get("data")
         if not isinstance(against, str) or not against:
             raise UserError(f"novel: {model.name} does not say what it was trained on; give its data with --against")
         if not Path(against).exists() and "/" in against:
             raise UserError(f"novel: {against}, the data of {model.name}, is not there; give its place with --against")
-    place = Path(against)
-    return PictureSet.open(place if place.exists() or place.suffix or len(place.parts) > 1 else path(str(against)))
+    return data_at(against)
 
 
 def memory(data: PictureSet, folder: Path | None = None) -> Memory:
@@ -100,11 +96,11 @@ def memory(data: PictureSet, folder: Path | None = None) -> Memory:
         raise UserError(f"{data.path}: one picture only; nothing can be told from it")
     others = [i for i in range(len(data)) if data.records[i].split != "train"] if data.split("train") else []
     place = (folder or cache_folder()) / "known" / f"{_key(data)}.known"
-    kept = _read(place, len(rows))
-    if kept is None:
-        kept = _make(data, rows, others)
-        _write(place, *kept)
-    return Memory(data, rows, *kept)
+    found = _read(place, len(rows))
+    if found is None:
+        found = _make(data, rows, others)
+        _write(place, *found)
+    return Memory(data, rows, *found)
 
 
 def _make(data: PictureSet, rows: list[int], others: list[int]) -> tuple[Known, Calibration, Calibration]:
@@ -143,22 +139,15 @@ def _read(place: Path, count: int) -> tuple[Known, Calibration, Calibration] | N
     """What was kept, if it is whole."""
     from safetensors.torch import load
 
-    try:
-        raw = place.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        _tell(f"{place}: not readable ({error.strerror}); looking at the training pictures again")
-        return None
-    head, rest = raw[: len(MAGIC) + 65], raw[len(MAGIC) + 65 :]
-    if head != MAGIC + sha256(rest).encode() + b"\n":
-        _tell(f"{place}: damaged (its sha256 differs); looking at the training pictures again")
+    rest = kept(place, MAGIC, "looking at the training pictures again")
+    if rest is None:
         return None
     tensors = load(rest)
     limits = json.loads(tensors["limits"].numpy().tobytes())
     if len(tensors["planes"]) != count:
         return None
-    return Known(tensors["planes"], tensors["vectors"]), *(Calibration.model_validate(limit) for limit in limits)  # type: ignore[return-value]
+    upright, mirrored = map(Calibration.model_validate, limits)
+    return Known(tensors["planes"], tensors["vectors"]), upright, mirrored
 
 
 def _write(place: Path, known: Known, upright: Calibration, mirrored: Calibration) -> None:
@@ -166,11 +155,4 @@ def _write(place: Path, known: Known, upright: Calibration, mirrored: Calibratio
 
     limits = json.dumps([upright.model_dump(), mirrored.model_dump()]).encode()
     raw = save({"planes": known.planes, "vectors": known.vectors, "limits": torch.tensor(list(limits), dtype=torch.uint8)})
-    try:
-        write_atomic(place, MAGIC + sha256(raw).encode() + b"\n" + raw)
-    except OSError as error:
-        _tell(f"{place.parent}: what was found is not kept ({error.strerror}); set UNFOG_CACHE to a folder that can be written")
-
-
-def _tell(line: str) -> None:
-    print(f"unfog: {line}", file=sys.stderr)
+    keep(place, MAGIC, raw, "what was found is")

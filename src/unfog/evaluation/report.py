@@ -12,10 +12,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from unfog.errors import UserError
 from unfog.evaluation.statistics import LEVEL, bootstrap_interval, share_interval
+from unfog.schema import Part
 
 GROUPS = {
     "fidelity": "Distance to the data",
@@ -26,12 +27,6 @@ GROUPS = {
     "cost": "Cost",
 }
 Unit = Literal["", "%", "bits/dim", "nats", "s", "MB"]
-
-
-class Part(BaseModel):
-    """What all parts share: nothing changes later, nothing unknown is read back."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Figure(Part):

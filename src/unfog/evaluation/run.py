@@ -20,11 +20,11 @@ from unfog.evaluation.bits import likelihood
 from unfog.evaluation.cache import features_of
 from unfog.evaluation.conditions import concepts_of, conditions
 from unfog.evaluation.copied import copied
-from unfog.evaluation.fidelity import fidelity, names
+from unfog.evaluation.fidelity import LEAST, few, fidelity, names
 from unfog.evaluation.readers import Reader
 from unfog.evaluation.readers import reader as reader_of
 from unfog.evaluation.report import Difference, Evaluation, Figure, Measure, Report
-from unfog.evaluation.samples import SIDE, Asked, PictureModel, Samples, caption, found_in, made_by
+from unfog.evaluation.samples import SIDE, Asked, PictureModel, Samples, caption, data_at, found_in, made_by
 from unfog.evaluation.statistics import Estimate, differ, difference_interval
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
             raise UserError(f"out: {request.out} is a folder; give a file to write the report to")
         if request.out.suffix.lower() not in (".json", ".html"):
             raise UserError(f"out: {request.out} ends in neither .json nor .html; choose one")
+    if request.n < LEAST and not request.force:
+        raise UserError(few(request.n))
     data = _data(request.against)
     reader = reader_of(request.reader if not isinstance(data, np.ndarray) else "values")
     asked = Asked(request.n, request.seed, request.batch, request.sampler, request.steps, request.scale)
@@ -83,14 +85,8 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
 
 
 def _data(against: str) -> PictureSet | NDArray[Any]:
-    from unfog.data import path
-    from unfog.modalities.image.data import PictureSet
-
-    place = Path(against)
-    numbers = _numbers(place)
-    if numbers is not None:
-        return numbers
-    return PictureSet.open(place if place.exists() or place.suffix or len(place.parts) > 1 else path(against))
+    numbers = _numbers(Path(against))
+    return data_at(against) if numbers is None else numbers
 
 
 def _numbers(place: Path) -> NDArray[Any] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -79,6 +80,15 @@ class Samples:
     def of(self, split: str) -> NDArray[np.int64]:
         """Places of one split, or of all."""
         return np.arange(len(self.splits)) if split == ALL else np.flatnonzero(self.splits == split)
+
+
+def data_at(against: str | Path) -> PictureSet:
+    """A shipped data set by its name, or what lies at a place. Raises UserError where there is nothing."""
+    from unfog.data import path
+    from unfog.modalities.image.data import PictureSet
+
+    place = Path(against)
+    return PictureSet.open(place if place.exists() or place.suffix or len(place.parts) > 1 else path(str(against)))
 
 
 def caption(record: Record) -> str:

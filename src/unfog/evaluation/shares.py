@@ -7,15 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from unfog.schema import Part
 
 LEVEL = 0.95
-
-
-class Part(BaseModel):
-    """Nothing changes later, nothing unknown is read back."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Share(Part):

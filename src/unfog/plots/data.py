@@ -9,6 +9,7 @@ import numpy as np
 
 from unfog import data
 from unfog.errors import UserError
+from unfog.evaluation.samples import data_at
 from unfog.modalities.image.data import PictureSet
 from unfog.model import CARD, Model
 
@@ -23,9 +24,7 @@ def pictures_of(name: str | None, model: Model | None) -> PictureSet:
             return PictureSet.open(Path(source) if Path(source).exists() else data.path(source))
         except UserError:
             raise UserError(f"data: those of {model.folder / CARD}, {source!r}, are not here; give others") from None
-    name = name or "emoji-64"
-    place = Path(name)
-    return PictureSet.open(place if place.exists() or place.suffix or len(place.parts) > 1 else data.path(name))
+    return data_at(name or "emoji-64")
 
 
 def held_out(pictures: PictureSet) -> str | None:
