@@ -230,7 +230,7 @@ def _of_items(recipe: Recipe, request: TrainRequest, items: Items, model: Model 
     else:
         space = model.space if model else kind.fit(items, kind.options.model_validate(recipe.options))
     if leads and not before:
-        began.remember(out, files, {"space": space.card()})
+        began.remember(out, files, {"items": len(items), "space": space.card()})
     return item_corpora(kind, items, space)
 
 
@@ -246,7 +246,7 @@ def _of_pictures(
     corpus = build_corpus(data, recipe, styles=styles, codec=codec, out=out)
     if leads and not before:
         codec_ = {"mean": corpus.codec.mean, "std": corpus.codec.std}
-        began.remember(out, began.digests(data), {"styles": corpus.styles, **codec_})
+        began.remember(out, began.digests(data), {"pictures": len(data), "styles": corpus.styles, **codec_})
     unknown = sorted(set(data.styles) - set(corpus.styles))
     if unknown and leads:
         whose = f"{recipe.start} does" if model else "the run did"
