@@ -6,7 +6,7 @@ import torch
 
 from unfog.errors import UserError
 from unfog.modalities.contract import Items
-from unfog.modalities.molecule import MOLECULE, chem, conditions, sdf, stability
+from unfog.modalities.molecule import MODALITY, chem, conditions, sdf, stability
 from unfog.modalities.molecule.chem import Molecule
 from unfog.modalities.molecule.network import MoleculeNet
 from unfog.modalities.molecule.space import MoleculeSpace, project, turn
@@ -19,13 +19,13 @@ def items(tmp_path_factory):
     pytest.importorskip("rdkit")
     path = tmp_path_factory.mktemp("smi") / "some.smi"
     path.write_text("\n".join(f"{s} name-{i}" for i, s in enumerate(SMILES)) + "\n")
-    found = MOLECULE.open(path, MOLECULE.options())
+    found = MODALITY.open(path, MODALITY.options())
     return Items(path, found.raw, found.prompts, ["train"] * len(found), found.names)
 
 
 @pytest.fixture(scope="module")
 def space(items):
-    return MOLECULE.fit(items, MOLECULE.options())
+    return MODALITY.fit(items, MODALITY.options())
 
 
 def same(a, b, places=1e-4):
@@ -46,7 +46,7 @@ def test_bad_molecules_are_counted_and_left_out(tmp_path):
     path = tmp_path / "mixed.csv"
     bad = ["C(C)(C)(C)(C)C", "not smiles", "CC.O", "[CH3]", "", "C" * 60]
     path.write_text("\n".join(["name,SMILES,split", *(f"x,{s},train" for s in SMILES), *(f"y,{s}," for s in bad)]))
-    found = MOLECULE.open(path, MOLECULE.options())
+    found = MODALITY.open(path, MODALITY.options())
     assert len(found) == len(SMILES) and set(found.splits) == {"train"}
     assert found.skipped == {"an impossible valence": 1, "unreadable text": 2, "several fragments": 1, "radicals": 1,
                              "more than 32 atoms": 1}  # fmt: skip
@@ -60,7 +60,7 @@ def test_files_that_hold_nothing_are_refused_in_one_line(tmp_path, name, text, s
     pytest.importorskip("rdkit")
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=says) as caught:
-        MOLECULE.open(tmp_path / name, MOLECULE.options())
+        MODALITY.open(tmp_path / name, MODALITY.options())
     assert "\n" not in str(caught.value)
 
 
@@ -68,9 +68,9 @@ def test_files_that_hold_nothing_are_refused_in_one_line(tmp_path, name, text, s
 def test_model_space_and_back(items, tmp_path, hydrogens):
     path = tmp_path / "same.smi"
     path.write_text("\n".join(SMILES))
-    options = MOLECULE.options(hydrogens=hydrogens)
-    found = MOLECULE.open(path, options)
-    space = MoleculeSpace.of(MOLECULE.fit(found, options).card())
+    options = MODALITY.options(hydrogens=hydrogens)
+    found = MODALITY.open(path, options)
+    space = MoleculeSpace.of(MODALITY.fit(found, options).card())
     x0, cond = space.encode(found.raw)
     assert x0.shape == (len(found), *space.shape)
     assert torch.allclose(project(x0, cond), x0, atol=1e-5)
@@ -176,15 +176,15 @@ def test_a_molecule_in_pieces_is_not_valid(items):
 def test_files_carry_molecule_and_recipe(items):
     recipe = {"prompt": "9 atoms", "seed": 3, "model": "é"}
     for molecule in items.raw:
-        data = MOLECULE.to_bytes(molecule, recipe)
-        back, told = MOLECULE.from_bytes(data, "a.sdf")
-        assert same(back, molecule) and told == recipe and MOLECULE.to_bytes(back, recipe) == data
+        data = MODALITY.to_bytes(molecule, recipe)
+        back, told = MODALITY.from_bytes(data, "a.sdf")
+        assert same(back, molecule) and told == recipe and MODALITY.to_bytes(back, recipe) == data
     broken = Molecule(("C", "O"), np.zeros(2, np.int8), np.array([4, 1], np.int8), np.array([[0, 3], [3, 0]], np.int8),
                       np.array([[0, 0, 0], [0, 0, 1.2]], np.float32))  # fmt: skip
-    assert same(MOLECULE.from_bytes(MOLECULE.to_bytes(broken, {}), "a.sdf")[0], broken)
-    outside = chem.rdkit().MolFromMolBlock(MOLECULE.to_bytes(items.raw[1], {}).decode())  # by RDKit's own reader
-    assert chem.smiles_of(outside) == "Cc1ccccc1" == MOLECULE.to_bytes(items.raw[1], {}).split(b"\n")[0].decode()
-    assert chem.smiles_of(chem.to_rdkit(MOLECULE.from_bytes(b"OCC methanol?\n", "a.smi")[0])) == "CCO"
+    assert same(MODALITY.from_bytes(MODALITY.to_bytes(broken, {}), "a.sdf")[0], broken)
+    outside = chem.rdkit().MolFromMolBlock(MODALITY.to_bytes(items.raw[1], {}).decode())  # by RDKit's own reader
+    assert chem.smiles_of(outside) == "Cc1ccccc1" == MODALITY.to_bytes(items.raw[1], {}).split(b"\n")[0].decode()
+    assert chem.smiles_of(chem.to_rdkit(MODALITY.from_bytes(b"OCC methanol?\n", "a.smi")[0])) == "CCO"
     for bad in (b"", b"???", b"garbage\nM  END\n"):
         with pytest.raises(UserError, match="a.sdf"):
             sdf.from_bytes(bad, "a.sdf")
@@ -192,14 +192,14 @@ def test_files_carry_molecule_and_recipe(items):
 
 def test_keep_and_paste(items, space):
     toluene = items.raw[1]
-    held = MOLECULE.keep(space, toluene, "c1ccccc1")
+    held = MODALITY.keep(space, toluene, "c1ccccc1")
     rows = conditions.kept_atoms(toluene, "c1ccccc1")
     assert len(rows) == 6 and held[rows][:, :3].all() and held[:, :3].sum() == 18
     start = 3 + len(space.types)
     assert not held[:, start : start + space.counts].any()  # hydrogens stay free
     assert held[:, 3 + space.kinds :].reshape(space.atoms, space.atoms, 3).sum() == 6 * 6 * 3
     moved = Molecule(tuple("N" * 7), toluene.charges, toluene.hydrogens, 0 * toluene.orders, toluene.xyz + np.float32(0.4))
-    made = MOLECULE.paste(space, moved, toluene, "c1ccccc1")
+    made = MODALITY.paste(space, moved, toluene, "c1ccccc1")
     assert (made.xyz[rows] == toluene.xyz[rows]).all() and (
         made.orders[np.ix_(rows, rows)] == toluene.orders[np.ix_(rows, rows)]
     ).all()
@@ -241,7 +241,7 @@ def test_geometry_checks_agree_with_posebusters(items):
 def test_measures_know_good_from_bad(items):
     made = [*items.raw, *items.raw[:2]]
     real = Items(items.path, [*items.raw, *items.raw], [*items.prompts] * 2, ["train"] * 5 + ["heldout"] * 15, [""] * 20)
-    rows = {row.name: row for row in MOLECULE.measure(made, [*items.prompts, *items.prompts[:2]], real, 0)}
+    rows = {row.name: row for row in MODALITY.measure(made, [*items.prompts, *items.prompts[:2]], real, 0)}
     assert np.mean(rows["valid"].made) == 1 and np.mean(rows["unique"].made) == pytest.approx(10 / 12)
     assert np.mean(rows["novel"].made) == pytest.approx(5 / 12)
     assert np.mean(rows["molecules stable, bonds as made, EDM's valences"].made) == 1
@@ -249,7 +249,7 @@ def test_measures_know_good_from_bad(items):
     assert np.mean(rows["all four geometry checks"].made) == 1
     assert not np.isfinite(rows["FCD to the training molecules"].made)  # 12 molecules are too few
     broken = [Molecule(m.elements, m.charges, m.hydrogens + np.int8(1), m.orders, m.xyz) for m in items.raw]
-    rows = {row.name: row for row in MOLECULE.measure(broken, items.prompts, real, 0)}
+    rows = {row.name: row for row in MODALITY.measure(broken, items.prompts, real, 0)}
     assert np.mean(rows["valid"].made) < 0.4 and np.mean(rows["atoms stable, bonds as made, EDM's valences"].made) < 0.1
 
 
@@ -266,7 +266,7 @@ def test_the_frechet_distance_is_that_of_gaussians():
 def test_a_sheet_shows_every_molecule(items):
     broken = Molecule(("C", "O"), np.zeros(2, np.int8), np.array([4, 1], np.int8), np.array([[0, 3], [3, 0]], np.int8),
                       np.array([[0, 0, 0], [0, 0, 1.2]], np.float32))  # fmt: skip
-    sheet = np.asarray(MOLECULE.render([*items.raw[:3], broken], ["a", "b", "c", "d"]))
+    sheet = np.asarray(MODALITY.render([*items.raw[:3], broken], ["a", "b", "c", "d"]))
     assert sheet.shape == (2 * 196, 3 * 400, 3)
     for row, column in ((0, 0), (0, 1), (0, 2), (1, 0)):
         tile = sheet[196 * row : 196 * row + 160, 400 * column : 400 * column + 400]
@@ -287,4 +287,4 @@ def test_without_rdkit_one_line_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib, "import_module", missing)
     (tmp_path / "a.smi").write_text("CCO\n")
     with pytest.raises(UserError, match=r"pip install 'unfog\[molecule\]'"):
-        MOLECULE.open(tmp_path / "a.smi", MOLECULE.options())
+        MODALITY.open(tmp_path / "a.smi", MODALITY.options())

@@ -71,6 +71,12 @@ def _keep(space: Space, raw: Any, spec: str) -> NDArray[np.bool_]:
     return keep(space, raw, spec)
 
 
+def _align(x0: Tensor, known: Tensor, kept: Tensor) -> Tensor:
+    from unfog.modalities.molecule.space import align
+
+    return align(x0, known, kept)
+
+
 def _paste(space: Space, made: Any, raw: Any, spec: str) -> Any:
     from unfog.modalities.molecule.conditions import paste
 
@@ -89,15 +95,28 @@ def _options() -> type[Options]:
     return MoleculeOptions
 
 
-MOLECULE = Modality(
+SMALL: dict[str, Any] = {
+    "network": "molecule", "settings": {}, "prediction": "x0", "weight": "v", "weight_limit": 30.0, "noise_mean": -0.3,
+    "noise_std": 1.4, "batch": 128, "lr": 2e-3, "dropout": 0.0, "drop_text": 0.15,
+    "defaults": {"steps": 50, "scale": 1.0, "sampler": "auto"},
+}  # fmt: skip
+
+MODALITY = Modality(
     name="molecule",
     about="small molecules in 3D: .sdf, .smi, .csv of SMILES, a .zip or folder of such",
     open=_open,
     fit=_fit,
     space=_space,
     presets={
-        "small": {"network": "molecule", "settings": {"width": 192, "pair": 64, "depth": 7, "heads": 6}},
-        "tiny": {"network": "molecule", "settings": {"width": 32, "pair": 16, "depth": 2, "heads": 2}, "batch": 8, "steps": 6},
+        "small": SMALL,
+        "tiny": {
+            **SMALL,
+            "settings": {"width": 32, "pair": 16, "depth": 2, "heads": 2},
+            "batch": 16,
+            "steps": 20,
+            "warm_up": 5,
+            "report_steps": 20,
+        },
     },
     measure=_measure,
     render=_render,
@@ -109,4 +128,6 @@ MOLECULE = Modality(
     keep=_keep,
     paste=_paste,
     project=_project,
+    align=_align,
+    grows=True,
 )

@@ -66,7 +66,7 @@ class Block(nn.Module):
         scores = self.q_norm(q) @ self.k_norm(k).transpose(-1, -2) * (width // self.heads) ** -0.5
         scores = scores + self.bias(known).permute(0, 3, 1, 2)
         weights = scores.masked_fill(~mask[:, None, None], -1e9).softmax(dim=-1)
-        # what a head reads of pairs: first the mean of pairs by its weights, then a map of its own; the other way costs 9 times more
+        # what a head reads of pairs: first the mean of pairs by its weights, then a map of its own, which is cheap
         pairs = weights.transpose(1, 2).reshape(b * n, self.heads, n) @ known.reshape(b * n, n, -1)
         seen = weights @ v + torch.einsum("bihp,hpd->bhid", pairs.unflatten(0, (b, n)), self.read.unflatten(0, (self.heads, -1)))
         h = h + gate1[:, None] * self.out(seen.transpose(1, 2).reshape(b, n, width))

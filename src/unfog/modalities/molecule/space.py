@@ -177,3 +177,13 @@ def project(x: Tensor, cond: Cond | None) -> Tensor:
     bonds = (bonds + bonds.transpose(1, 2)) / 2 * (here[:, :, None] * here[:, None])
     bonds = bonds * (1 - torch.eye(n, device=x.device, dtype=x.dtype))[:, :, None]
     return torch.cat([places, x[..., 3:split] * here, bonds.flatten(2)], dim=-1)
+
+
+def align(x0: Tensor, known: Tensor, kept: Tensor) -> Tensor:
+    """x0 (B, N, C) shifted so that the mean of its kept places is theirs in `known`; kept (B or 1, N, C) bool.
+
+    The process takes off the mean of all atoms, which nobody knows while some are still to be made.
+    """
+    held = kept[..., :1].expand(len(x0), -1, -1).to(x0)
+    shift = ((known[..., :3].to(x0) - x0[..., :3]) * held).sum(1, keepdim=True) / held.sum(1, keepdim=True).clamp_min(1)
+    return torch.cat([x0[..., :3] + shift, x0[..., 3:]], dim=-1)
