@@ -88,7 +88,7 @@ def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet 
                 raise UserError(f"kind: {start} is of the kind {theirs.kind}; leave --kind out, or --start")
             recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2})
         elif request.kind not in (None, "image"):
-            recipe = of_kind(str(request.kind), request.preset or "tiny", **own)
+            recipe = of_kind(str(request.kind), request.preset or "tiny", name=own["name"], data=own["data"])
         else:
             recipe = preset(request.preset or DEFAULT).recipe(**own)
     changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
@@ -98,7 +98,7 @@ def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet 
     return recipe, named(recipe, _opened(data, request)), model
 
 
-def of_kind(kind: str, name: str, **own: Any) -> Recipe:
+def of_kind(kind: str, name: str, /, **own: Any) -> Recipe:
     """A preset of a kind that is not pictures, and `own` settings beside it. Raises UserError naming the nearest."""
     fields = lookup(modality(kind).presets, name, f"preset of the kind {kind}")
     return checked({"kind": kind, **fields, **own}, f"preset {name}")
