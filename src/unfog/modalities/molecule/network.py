@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unfog.errors import UserError
-from unfog.networks.layers import Cond, RMSNorm, SteadyLinear, SwiGLU, fourier, modulate, zero_
+from unfog.networks.layers import Cond, Dropout, RMSNorm, SteadyLinear, SwiGLU, fourier, modulate, zero_
 
 RADII, REACH = 20, 5.0  # Gaussians over distances from 0 to REACH (in standard deviations of the positions)
 ORDERS = 3  # single, double, triple
@@ -39,7 +39,7 @@ def felt(length: Tensor) -> Tensor:
 class Block(nn.Module):
     """Atoms read each other, then pairs read their two atoms and their distance, then atoms move."""
 
-    def __init__(self, width: int, pair: int, heads: int, moves: bool) -> None:
+    def __init__(self, width: int, pair: int, heads: int, moves: bool, dropout: float) -> None:
         super().__init__()
         self.heads, self.moves = heads, moves
         self.norm_attention, self.norm_mlp, self.norm_atoms = RMSNorm(width), RMSNorm(width), RMSNorm(width)
@@ -56,6 +56,7 @@ class Block(nn.Module):
         self.pair_out = zero_(nn.Linear(2 * pair, pair))
         self.head = zero_(nn.Linear(2 * pair, 1)) if moves else None
         self.offsets = nn.Parameter(torch.zeros(6 * width))
+        self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor, e: Tensor, x: Tensor, shared: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b, n, width = h.shape
@@ -69,8 +70,8 @@ class Block(nn.Module):
         # what a head reads of pairs: first the mean of pairs by its weights, then a map of its own, which is cheap
         pairs = weights.transpose(1, 2).reshape(b * n, self.heads, n) @ known.reshape(b * n, n, -1)
         seen = weights @ v + torch.einsum("bihp,hpd->bhid", pairs.unflatten(0, (b, n)), self.read.unflatten(0, (self.heads, -1)))
-        h = h + gate1[:, None] * self.out(seen.transpose(1, 2).reshape(b, n, width))
-        h = h + gate2[:, None] * self.mlp(modulate(self.norm_mlp(h), scale2, shift2))
+        h = h + gate1[:, None] * self.dropout(self.out(seen.transpose(1, 2).reshape(b, n, width)))
+        h = h + gate2[:, None] * self.dropout(self.mlp(modulate(self.norm_mlp(h), scale2, shift2)))
 
         y = self.norm_atoms(h)
         apart, length = distances(x)
@@ -89,12 +90,12 @@ class MoleculeNet(nn.Module):
 
     cond["mask"] (B, N) bool: places that hold an atom. cond["numbers"] (B, 2·numbers): properties asked for, then 1 where each is
     given. Args: `atoms` N; `types` of atoms; `counts` of hydrogens an atom may have (0: hydrogens are atoms); `numbers`
-    properties; `width` of an atom, `pair` of a pair, `depth` blocks, `heads`.
+    properties; `width` of an atom, `pair` of a pair, `depth` blocks, `heads`, `dropout` of atoms.
     """
 
     def __init__(
         self, atoms: int, types: int, counts: int, numbers: int = 0, width: int = 160, pair: int = 48, depth: int = 6,
-        heads: int = 5, equivariant: bool = True,
+        heads: int = 5, equivariant: bool = True, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if width % heads:
@@ -105,7 +106,7 @@ class MoleculeNet(nn.Module):
         self.stem = nn.Linear(self.kinds + (0 if equivariant else 3), width)
         self.stem_pair = nn.Linear(ORDERS + RADII + 2, pair)
         self.modulation = zero_(SteadyLinear(width, 6 * width))
-        self.blocks = nn.ModuleList(Block(width, pair, heads, equivariant) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, pair, heads, equivariant, dropout) for _ in range(depth))
         self.norm, self.norm_pair = RMSNorm(width), RMSNorm(pair)
         self.head = zero_(nn.Linear(width, self.kinds + (0 if equivariant else 3)))
         self.head_pair = zero_(nn.Linear(pair, ORDERS))
