@@ -144,7 +144,7 @@ def build(cache: Path, out: Path) -> None:
     print(f"{len(chosen)} compounds, {len(found)} pieces", flush=True)
     chosen |= dict.fromkeys(sorted(found, key=lambda s: drawn(s, "piece "))[:PIECES], "MOSES")
     count, records = Counter(), []
-    for smiles in sorted(chosen):
+    for smiles in sorted(chosen, key=lambda s: drawn(s, "order ")):
         molecule = conformer(smiles)
         if molecule is None:
             count["no conformer"] += 1

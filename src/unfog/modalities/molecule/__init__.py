@@ -96,8 +96,8 @@ def _options() -> type[Options]:
 
 
 SMALL: dict[str, Any] = {
-    "network": "molecule", "settings": {}, "prediction": "x0", "weight": "v", "weight_limit": 30.0, "noise_mean": -0.3,
-    "noise_std": 1.4, "batch": 128, "lr": 2e-3, "dropout": 0.0, "drop_text": 0.15,
+    "data": "molecules-s", "network": "molecule", "settings": {}, "prediction": "x0", "weight": "v", "weight_limit": 30.0,
+    "noise_mean": -0.3, "noise_std": 1.4, "batch": 128, "lr": 2e-3, "dropout": 0.0, "drop_text": 0.15,
     "defaults": {"steps": 50, "scale": 1.0, "sampler": "auto"},
 }  # fmt: skip
 
@@ -111,11 +111,12 @@ MODALITY = Modality(
         "small": SMALL,
         "tiny": {
             **SMALL,
+            "options": {"most": 300},
             "settings": {"width": 32, "pair": 16, "depth": 2, "heads": 2},
             "batch": 16,
-            "steps": 20,
+            "steps": 100,
             "warm_up": 5,
-            "report_steps": 20,
+            "report_steps": 100,
         },
     },
     measure=_measure,

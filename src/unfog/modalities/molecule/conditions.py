@@ -61,29 +61,29 @@ def prompt_of(index: int, atoms: int, mol: Any) -> str:
 
 
 def kept_atoms(molecule: Molecule, spec: str) -> list[int]:
-    """The atoms of `molecule` that `spec` names: "all", "atoms 1-6,8" (counted from 1), or SMARTS (its first match).
+    """The atoms of `molecule` that `spec` names: "all", "0-5,8" (atoms, counted from 0), or SMARTS (its first match).
 
     Raises UserError where it names none.
     """
     text = spec.strip()
     if text == "all":
         return list(range(len(molecule)))
-    if re.fullmatch(r"atoms\s+[\d\s,-]+", text):
+    if re.fullmatch(r"[\d\s,-]+", text):
         chosen: list[int] = []
-        for part in text[5:].replace(" ", "").split(","):
+        for part in text.replace(" ", "").split(","):
             first, _, last = part.partition("-")
             if not first.isdigit() or (last and not last.isdigit()):
-                raise UserError(f"keep {shown(spec)}: not understood; give for example 'atoms 1-6,8'")
+                raise UserError(f"keep {shown(spec)}: not understood; give for example '0-5,8'")
+            if not int(first) <= int(last or first) < len(molecule):
+                raise UserError(f"keep {shown(spec)}: the molecule has atoms 0 to {len(molecule) - 1}")
             chosen += range(int(first), int(last or first) + 1)
-            if not 1 <= int(first) <= chosen[-1] <= len(molecule):
-                raise UserError(f"keep {shown(spec)}: the molecule has atoms 1 to {len(molecule)}")
-        return sorted({i - 1 for i in chosen})
+        return sorted(set(chosen))
     chem = rdkit()
     from unfog.modalities.molecule.chem import to_rdkit
 
     pattern = chem.MolFromSmarts(text)
     if pattern is None:
-        raise UserError(f"keep {shown(spec)}: no SMARTS; give for example 'c1ccccc1', 'atoms 1-6' or 'all'")
+        raise UserError(f"keep {shown(spec)}: no SMARTS; give for example 'c1ccccc1', '0-5' or 'all'")
     mol = to_rdkit(molecule)
     match = () if mol is None else mol.GetSubstructMatch(pattern)
     if not match:

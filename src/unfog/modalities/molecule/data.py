@@ -35,6 +35,7 @@ class MoleculeOptions(Options):
 
     hydrogens: Literal["counted", "atoms"] = Field("counted", description="counted on the atom that they are bound to and placed "
                                                    "by RDKit afterwards, or atoms of their own")  # fmt: skip
+    most: int = Field(0, ge=0, description="molecules that are read, from the start of a file; 0: all")
     max_atoms: int = Field(32, ge=2, le=128, description="larger molecules are left out; hydrogens count where they are atoms")
 
 
@@ -57,6 +58,8 @@ def open_molecules(path: Path, options: MoleculeOptions) -> Items:
         raw.append(of_rdkit(made, options.hydrogens))
         splits.append(split or ("heldout" if hashlib.sha256(smiles.encode()).digest()[0] < 26 else "train"))
         names.append(name or smiles)
+        if len(raw) == options.most:
+            break
     if len(raw) < LEAST:
         why = ", ".join(f"{n} with {reason}" for reason, n in skipped.most_common()) or "nothing in it"
         raise UserError(f"{path}: {len(raw)} usable molecules, at least {LEAST} are needed ({why}); look at the file")

@@ -51,9 +51,9 @@ def from_bytes(data: bytes, name: str) -> tuple[Molecule, dict[str, Any]]:
     """
     chem = rdkit()
     mol = None
-    if b"M  END" in data:
+    if not name.lower().endswith((".smi", ".smiles", ".txt")):
         mol = next(iter(chem.ForwardSDMolSupplier(io.BytesIO(data), sanitize=False, removeHs=False)), None)
-    elif words := data[:2000].decode("utf-8", "replace").split():
+    elif words := data[:2000].decode("utf-8", "replace").replace("\0", " ").split():
         mol = chem.MolFromSmiles(words[0], sanitize=False)
     if mol is None:
         raise UserError(f"{name}: no molecule that RDKit can read; give an .sdf file or a line of SMILES")

@@ -3,9 +3,9 @@
     row i of x0 (N, 3 + types + counts + 3·N):   xyz_i/scale  |  element and charge, one-hot  |  hydrogens, one-hot  |  order to
                                                  atom 1, ..., N: single, double, triple, one-hot (no bond: zeros)
 
-One-hot parts are multiplied by CATEGORY and noised like any number: mean of places taken off, bonds the same both ways
-(`project`), so that places lie in the zero-mean process. Against a process of categories apart (diffusion/discrete.py) this
-keeps one x, one loss, one sampler, guidance and infill for all parts; EDM does the same with its atoms.
+One-hot parts are multiplied by CATEGORY and noised like any number; of noise the mean over places is taken off, and bonds are
+made the same both ways (`project`), so that places lie in the zero-mean process. Against a process of categories apart
+(diffusion/discrete.py) this keeps one x, one loss, one sampler, guidance and infill for all parts; so does EDM with its atoms.
 Source: Hoogeboom et al. 2022 (EDM), arXiv:2203.17003, sec. 3.1 (zero mean), 3.3 (one-hot parts, scaled).
 """
 
@@ -26,7 +26,7 @@ from unfog.modalities.molecule.chem import Molecule
 from unfog.modalities.molecule.conditions import PROPERTIES, asked_of
 from unfog.modalities.molecule.network import ORDERS
 
-CATEGORY = 0.7  # what a one-hot 1 becomes
+CATEGORY = 1.0  # what a one-hot 1 becomes, beside places of deviation 1: elements and bonds settle a little before places do
 
 
 @dataclass(frozen=True)
