@@ -81,6 +81,8 @@ def test_model_space_and_back(items, tmp_path, hydrogens):
     for back, own in zip(space.decode(x0, cond), found.raw, strict=True):
         assert np.abs(back.xyz - (own.xyz - own.xyz.mean(0))).max() < 1e-4
         assert hydrogens == "counted" or (set(own.elements) >= {"H"} and not own.hydrogens.any())
+    other = space.decode(*space.encode(items.raw))  # read with hydrogens counted, whatever the space does with them
+    assert [m.elements for m in other] == [m.elements for m in found.raw]
 
 
 def test_training_turns_and_nothing_else(items, space):

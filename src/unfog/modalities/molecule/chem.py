@@ -109,6 +109,13 @@ def whole(mol: Any) -> Any:
     return rdkit().AddHs(mol, addCoords=True)
 
 
+def as_said(molecule: Molecule, hydrogens: str) -> Molecule:
+    """The same with hydrogens "counted" or as "atoms"; as it is where it says so already, or is no valid molecule."""
+    said = "atoms" if not molecule.hydrogens.any() and "H" in molecule.elements else "counted"
+    mol = None if said == hydrogens else to_rdkit(molecule)
+    return molecule if mol is None else of_rdkit(mol, hydrogens)
+
+
 def largest(molecule: Molecule) -> list[int]:
     """Atoms of the largest connected part, in order."""
     left: set[int] = set(range(len(molecule)))

@@ -16,7 +16,8 @@ from unfog.modalities.molecule.geometry import CHECKS, checks, strain
 from unfog.modalities.molecule.stability import stable
 
 Array = NDArray[np.float64]
-MOST = 500  # real molecules measured beside the made
+MOST = 500  # real molecules measured beside the made, where fewer were made
+LEAST = 20  # for a distance of distributions
 
 
 def measure(made: Sequence[Molecule], prompts: Sequence[str], real: Items, seed: int) -> list[Measured]:
@@ -24,14 +25,21 @@ def measure(made: Sequence[Molecule], prompts: Sequence[str], real: Items, seed:
     train, held = real.split("train"), real.split("heldout") or real.split("train")
     draw = np.random.default_rng([seed, 11])
     chosen = [real.raw[i] for i in draw.permutation(held)[: max(len(made), min(MOST, len(held)))]]
-    known = {smiles for i in train if (smiles := _smiles(real.raw[i]))}
     ours, theirs = [valid(m) for m in made], [valid(m) for m in chosen]
+    wanted = {make_up(m) for m in (*made, *chosen)}
+    known = {_smiles(real.raw[i]) for i in train if make_up(real.raw[i]) in wanted}
     rows = [
         _share("fidelity", "valid", [m is not None for m in ours], [m is not None for m in theirs],
                "RDKit sanitises it, no radicals, largest part >= 90 % of the atoms"),
         *_new(ours, theirs, known), *_stability(made, chosen), *_geometry(ours, theirs),
     ]  # fmt: skip
     return [*rows, fcd(ours, theirs, [real.raw[i] for i in train], draw), *_asked(made, ours, prompts)]
+
+
+def make_up(molecule: Molecule) -> tuple[tuple[str, int, int], ...]:
+    """What equal molecules have in common at least, found faster than SMILES: elements, hydrogens and neighbours of all atoms."""
+    near = (molecule.orders > 0).sum(1).tolist()
+    return tuple(sorted(zip(molecule.elements, molecule.hydrogens.tolist(), near, strict=True)))
 
 
 def _smiles(molecule: Molecule) -> str:
@@ -89,12 +97,12 @@ def fcd(ours: list[Any], theirs: list[Any], train: Sequence[Molecule], draw: np.
     mine, real = ([smiles_of(m) for m in group if m is not None] for group in (ours, theirs))
     count = min(len(mine), len(real))
     row = "FCD to the training molecules"
+    if count < LEAST:
+        return Measured("fidelity", row, math.nan, note=f"{count} valid molecules are too few")
     try:
         read = chemnet()
     except ImportError:
         return Measured("fidelity", row, math.nan, note="needs fcd-torch; pip install --no-deps fcd-torch==1.0.7")
-    if count < 20:
-        return Measured("fidelity", row, math.nan, note=f"{count} valid molecules are too few")
     places = draw.permutation(len(train))[: max(5 * count, 2000)]
     base = read([s for i in places if (s := _smiles(train[i]))])
     made, floor = (frechet(read([group[i] for i in draw.permutation(len(group))[:count]]), base) for group in (mine, real))

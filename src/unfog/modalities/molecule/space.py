@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unfog.errors import UserError
 from unfog.modalities.contract import Cond
-from unfog.modalities.molecule.chem import Molecule
+from unfog.modalities.molecule.chem import Molecule, as_said
 from unfog.modalities.molecule.conditions import PROPERTIES, asked_of
 from unfog.modalities.molecule.network import ORDERS
 
@@ -90,7 +90,8 @@ class MoleculeSpace:
         x0 = np.zeros((len(raw), *self.shape), np.float32)
         mask = np.zeros((len(raw), self.atoms), bool)
         place: dict[Any, int] = {tuple(t): i for i, t in enumerate(self.types)}
-        for item, molecule in enumerate(raw):
+        for item, given in enumerate(raw):
+            molecule = as_said(given, self.hydrogens)
             n = len(molecule)
             if n > self.atoms:
                 raise UserError(f"a molecule of {n} atoms does not fit a model of at most {self.atoms}; leave it out")
