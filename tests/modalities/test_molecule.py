@@ -290,3 +290,52 @@ def test_without_rdkit_one_line_names_the_extra(monkeypatch, tmp_path):
     (tmp_path / "a.smi").write_text("CCO\n")
     with pytest.raises(UserError, match=r"pip install 'unfog\[molecule\]'"):
         MODALITY.open(tmp_path / "a.smi", MODALITY.options())
+
+
+def test_what_is_made_lies_where_the_kept_part_is(items, space):
+    from unfog.diffusion.guidance.infill import Infill
+
+    x0, cond = space.encode(items.raw[1:2])
+    known = x0.clone()
+    known[..., :3] += torch.tensor([1.0, -2.0, 0.5]) * cond["mask"][..., None]  # the file's frame is not the model's
+    kept = torch.from_numpy(MODALITY.keep(space, items.raw[1], "c1ccccc1"))[None]
+
+    class Sure:
+        process = None
+
+        def __call__(self, x_t, t, cond=None):
+            return project(x_t, cond)
+
+    plain, moved = (Infill(Sure(), known, kept, align)(x0, 0.5, cond) for align in (None, MODALITY.align))
+    free = int((cond["mask"][0] & ~kept[0, :, 0]).nonzero()[0])
+    assert torch.allclose(moved[0, free, :3], known[0, free, :3], atol=1e-5)
+    assert (plain[0, free, :3] - known[0, free, :3]).norm() > 2  # torn off without
+    assert torch.equal(moved[kept], known[kept])
+
+
+def test_an_edit_may_grow_on_what_it_keeps(items, space, tmp_path):
+    """Around a network of no use: the kept ring stays to the bit, and the prompt's nine atoms are made."""
+    from types import SimpleNamespace
+
+    from unfog.diffusion import Gaussian, Preconditioned, make_grid, make_plan, schedule_from_config
+    from unfog.editing import edit
+    from unfog.modalities.contract import without
+    from unfog.requests import EditRequest
+
+    wide = MoleculeSpace.of({**space.card(), "atoms": 9, "sizes": [0] * 9 + [1]})
+    process = Gaussian(schedule_from_config({"name": "cosine"}))
+    denoiser = Preconditioned(network(wide), process, "x0", project=MODALITY.project)
+
+    def asked(said, negative):
+        cond = wide.ask([p for p, _, _ in said], [s for _, _, s in said])
+        return cond, without(cond, wide.ask([None] * len(said), [0] * len(said)))
+
+    plan = make_plan("ddim", process.schedule, make_grid("logsnr", process.schedule, 4))
+    model = SimpleNamespace(kind=MODALITY, space=wide, denoiser=denoiser, device="cpu", name="none", hash="", asked=asked,
+                            defaults={"scale": 1.0, "sampler": "ddim"}, plan=lambda *_: plan)  # fmt: skip
+    toluene = items.raw[1]
+    request = EditRequest(item=tmp_path / "x", prompt="9 atoms", keep="c1ccccc1", seed=1, n=2)
+    first, second = (event.item for event in edit(model, toluene, request) if hasattr(event, "item"))
+    rows = conditions.kept_atoms(toluene, "c1ccccc1")
+    assert len(first) == 9 and (first.xyz[rows] == toluene.xyz[rows]).all() and np.abs(first.xyz - second.xyz).max() > 0.01
+    assert (first.orders[np.ix_(rows, rows)] == toluene.orders[np.ix_(rows, rows)]).all()
