@@ -52,11 +52,13 @@ def edit(model: Model, raw: Any, request: EditRequest) -> Generator[Progress | R
         with torch.inference_mode():
             told, other = model.asked([(request.prompt, request.style, seed)], request.negative)
             cond = {**told, **{key: value.to(model.device) for key, value in own.items()}}
+            if mask is not None and kind.grows:
+                cond["mask"] = cond["mask"] | told["mask"]
             guided: Any = ClassifierFree(
                 model.denoiser, scale, {**cond, **other} if kind.name == "image" else without(cond, other)
             )
             if mask is not None:
-                guided = Infill(guided, x0, mask.to(model.device))
+                guided = Infill(guided, x0, mask.to(model.device), kind.align)
             if strength < 1.0:
                 x = noised(model.denoiser.process, x0, noise, plan.start)
             else:

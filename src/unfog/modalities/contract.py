@@ -127,6 +127,8 @@ class Modality:
     keep(space, raw, spec): of `--keep SPEC`: True in model space (*shape) where an item is to stay as it is.
     paste(space, made, raw, spec): `made` with exactly what `raw` holds where it was to stay.
     project(x, cond): onto what items can be (padding 0, centre of mass 0, ...): around the network, and on what it learns.
+    align(x0, known, kept): x0 moved to where its kept part is known, where a model does not know where an item lies.
+    grows: where part of an item is kept, a prompt may ask for more places (cond["mask"]) than the item has.
     """
 
     name: str
@@ -145,3 +147,5 @@ class Modality:
     keep: Callable[[Any, Any, str], NDArray[np.bool_]] | None = None
     paste: Callable[[Any, Any, Any, str], Any] | None = None
     project: Callable[[Tensor, Cond | None], Tensor] | None = None
+    align: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    grows: bool = False
