@@ -1,13 +1,13 @@
-"""Forecasts of series-m beside seasonal naive, ETS, Theta and a linear quantile regression: same series, same splits, same scores.
+"""Forecasts of series-m beside seasonal naive, ETS, Theta and a linear quantile regression: same series, splits and scores.
 
     python benchmarks/forecast.py --method naive ets theta regression model      (each is kept in the results; minutes each)
     python benchmarks/forecast.py --plot
 
-M3 and tourism: the competitions' own ends. Weather: the last two months, a forecast of 24 hours each midnight (UTC), seven variables at
-three airports. Demand: the last two weeks, a forecast of a day every six hours. Scores are means over series of CRPS (200 samples
-or as many quantiles) and of the median's absolute error, both over the mean absolute seasonal step of the series' past (MASE's
-unit), and the share of values inside the middle 80 % and 95 %. ETS and Theta of statsforecast see the last four weeks of hourly and
-half-hourly series; of demand, which has two seasons, ETS is fitted to what MSTL leaves and Theta has the week's.
+M3 and tourism: the competitions' own ends. Weather: the last two months, a forecast of 24 hours each day, seven variables at
+three airports. Demand: the last two weeks, a forecast of a day every six hours. Scores are means over series of CRPS (200
+samples, or as many quantiles) and of the median's absolute error, both over the mean absolute seasonal step of the past (MASE's
+unit), and the share of values inside the middle 80 % and 95 %. ETS and Theta of statsforecast see the last four weeks of hourly
+and half-hourly series; of demand, which has two seasons, ETS is fitted to what MSTL leaves and Theta has the week's.
 Needs: pip install statsforecast scikit-learn matplotlib.
 """
 
@@ -115,7 +115,7 @@ def classical(case: Case, column: int, kind: str) -> np.ndarray:
 
 
 class Regression:
-    """A linear quantile regression on lags for each frequency, step ahead and (of weather) variable, fitted to training parts alone."""
+    """A linear quantile regression on lags for each frequency, step ahead and (of weather) variable, of training parts alone."""
 
     def __init__(self, found: list[Case]) -> None:
         items = open_series(DATA, SeriesOptions())
@@ -172,7 +172,9 @@ class Regression:
             x, t = np.array(xs), np.clip(ts, -50, 50)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                fits = [QuantileRegressor(quantile=tau, alpha=1e-4, fit_intercept=False, solver="highs").fit(x, t) for tau in TAUS]
+                fits = [
+                    QuantileRegressor(quantile=tau, alpha=1e-4, fit_intercept=False, solver="highs").fit(x, t) for tau in TAUS
+                ]
             self.fitted[key, h] = np.array([f.coef_ for f in fits])
         return self.fitted[key, h]
 
@@ -253,9 +255,12 @@ def score(made: Iterator[tuple[Case, np.ndarray]]) -> dict[str, Any]:
                 for key, value in row.items():
                     values[name][key].append(float(value))
                 values[name]["values"].append(float(len(truth)))
-    return {name: {**{k: float(f"{np.average(v, weights=rows['values'] if k.startswith('inside') else None):.4f}")
-                      for k, v in rows.items() if k != "values"}, "forecasts": len(rows["crps"]), "values": int(sum(rows["values"]))}
-            for name, rows in sorted(values.items())}  # fmt: skip
+    found = {}
+    for name, rows in sorted(values.items()):
+        weights = rows.pop("values")
+        means = {k: np.average(v, weights=weights if k.startswith("inside") else None) for k, v in rows.items()}
+        found[name] = {k: float(f"{v:.4f}") for k, v in means.items()} | {"forecasts": len(weights), "values": int(sum(weights))}
+    return found
 
 
 def plot(results: dict[str, Any], out: Path) -> None:
@@ -286,7 +291,9 @@ def main() -> None:
     parser.add_argument("--model", default="series-m")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--share", type=float, default=1.0, help="of the competition series (five times it of weather and demand)")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the competition series (five times it of weather and demand)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plot", action="store_true")
     arguments = parser.parse_args()

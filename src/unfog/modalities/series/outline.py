@@ -25,7 +25,7 @@ LONGEST = 1536  # steps that anything looks back
 
 @dataclass(frozen=True)
 class Seasonal:
-    """index (T,): S at each step. times: whether it multiplies. strength: how much of the indices was kept, 0 to 1, each season."""
+    """index (T,): S at each step. times: whether it multiplies. strength: how much of each season's indices was kept, 0 to 1."""
 
     index: Floats
     times: bool
@@ -137,7 +137,7 @@ def damped(z: Floats) -> tuple[Floats, Floats, Floats]:
     first = known.argmax(1)
     newest = length - 1 - known[:, ::-1].argmax(1)
     a, b, phi = _HOLT.T
-    level = np.nan_to_num(z[np.arange(rows), first])[:, None].repeat(len(a), 1)
+    level = np.where(known[:, 0], z[:, 0], z[np.arange(rows), first])[:, None].repeat(len(a), 1)
     slope, cost = np.zeros_like(level), np.zeros_like(level)
     values = np.where(known, z, 0.0)
     for t in range(length):

@@ -45,7 +45,7 @@ def usual_step(past: Floats, season: int) -> float:
 
 
 def seasonal_naive(past: Floats, season: int, ahead: int, samples: int, rng: np.random.Generator) -> Floats:
-    """Samples (S, ahead) around the value one season ago: residuals of the same forecast in the past, as often as it is repeated."""
+    """Samples (S, ahead) around the value one season ago: past residuals of the same forecast, as often as it is repeated."""
     season = season if len(past) > season else 1
     filled = np.interp(np.arange(len(past)), *_known(past))
     center = np.resize(filled[-season:], ahead)

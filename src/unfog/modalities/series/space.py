@@ -1,4 +1,4 @@
-"""Model space of series: windows of tables to x0 and what the network is told of them, and back (window.py has the arithmetic)."""
+"""Model space of series: windows of tables to x0 and what the network is told, and back (window.py has the arithmetic)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unfog.errors import UserError, unknown
 from unfog.modalities.contract import ANY, Cond, Items
 from unfog.modalities.series.table import FREQUENCIES, Clock, Table
 from unfog.modalities.series.window import (
-    AHEAD, CURVE, LENGTH, NEVER, PAST, ROW, STEPS, VARIATES, Bools, Rows, Window, ahead_of, free, rows_of, window,
+    AHEAD, CURVE, FARTHEST, LENGTH, NEVER, PAST, ROW, STEPS, VARIATES, Bools, Rows, Window, ahead_of, free, rows_of, window,
 )  # fmt: skip
 
 FEW = 6  # known values that a training window has at least
@@ -70,6 +70,18 @@ def chosen(table: Table, rng: np.random.Generator) -> Window:
     return window(table, origin, min(most, rows - origin) or 1, hidden=lost)
 
 
+def as_it_stands(table: Table) -> Window:
+    """The window that a table is, without chance."""
+    table = table.of(table.columns[:VARIATES])
+    if 0 < table.ahead < len(table):
+        ahead = min(table.ahead, AHEAD)
+        return window(table, len(table) - ahead, ahead)
+    if np.isfinite(table.values[-LENGTH:]).all():
+        return free(table, len(table), 0)
+    origin = max(len(table) - AHEAD, 0)
+    return window(table, origin, len(table) - origin, fill=True)
+
+
 @dataclass(frozen=True)
 class SeriesSpace:
     """Windows of up to VARIATES series over LENGTH steps; units: by frequency, how large residuals are in spreads.
@@ -93,22 +105,19 @@ class SeriesSpace:
         return {"steps": STEPS, "row": ROW, "length": LENGTH}
 
     def encode(self, raw: Sequence[Table], rngs: Sequence[np.random.Generator] | None = None) -> tuple[Tensor, Cond]:
-        """x0 (B, VARIATES, LENGTH) and cond of a window of each table: drawn with rngs; without, its last `ahead` steps forecast.
+        """x0 (B, VARIATES, LENGTH) and cond of a window of each table.
 
-        A table of more variates than VARIATES gives its first ones.
+        With rngs: drawn. Without: the last `ahead` steps forecast; of a table that says nothing of these, what is missing in
+        its last LENGTH rows, or, where nothing is, its first column with nothing told. A table of more variates than VARIATES
+        gives its first ones.
         """
         if rngs is not None:
             return self.told([chosen(table, rng) for table, rng in zip(raw, rngs, strict=True)])
-        found = []
-        for table in raw:
-            table = table.of(table.columns[:VARIATES])
-            ahead = min(max(table.ahead, 1), AHEAD, len(table) - 1)
-            found.append(window(table, len(table) - ahead, ahead))
-        return self.told(found)
+        return self.told([as_it_stands(table) for table in raw])
 
     def told(self, windows: Sequence[Window]) -> tuple[Tensor, Cond]:
-        """x0 and cond of windows: given (what is known, in x0's units), known, real, mask (what is to be found and is there),
-        steps (B, V, L, STEPS), row (B, V, ROW); base, unit, low, high undo the encoding."""
+        """x0 and cond of windows: given (what is known, in x0's unit), known, mask (what is to be found), steps (B, V, L, STEPS),
+        row (B, V, ROW); base, unit, low, high undo the encoding."""
         pairs = [(w, c) for w in windows for c in range(w.values.shape[1])]
         place = [(b, c) for b, w in enumerate(windows) for c in range(w.values.shape[1])]
         rows = rows_of(pairs, dict(self.units))
@@ -120,10 +129,10 @@ class SeriesSpace:
             out[at] = values
             return torch.from_numpy(out)
 
-        cond = {"given": spread(np.where(rows.known, rows.x0, 0.0)), "known": spread(rows.known), "real": spread(rows.real),
-                "mask": spread(rows.truth), "steps": spread(rows.steps), "row": spread(rows.row)}  # fmt: skip
+        cond = {"given": spread(np.where(rows.known, rows.x0, 0.0)), "known": spread(rows.known), "mask": spread(rows.asked),
+                "steps": spread(rows.steps), "row": spread(rows.row)}  # fmt: skip
         cond |= self._undone(rows, spread)
-        return spread(np.where(rows.truth | rows.known, rows.x0, 0.0)), cond
+        return spread(np.where(rows.real, rows.x0, 0.0)), cond
 
     @staticmethod
     def _undone(rows: Rows, spread: Callable[..., Tensor]) -> Cond:
@@ -156,7 +165,7 @@ class SeriesSpace:
         """Tables of the steps that are real, one column a variate; steps are counted from 0."""
         y = self.values(x0, cond)
         found = []
-        for i, real in enumerate(cond["real"].cpu().numpy()):
+        for i, real in enumerate((cond["known"] | cond["mask"]).cpu().numpy()):
             used = real.any(1)
             steps = np.flatnonzero(real.any(0))
             values = np.where(real, y[i], np.nan)[used][:, steps].T
@@ -171,7 +180,7 @@ class SeriesSpace:
     @staticmethod
     def values(x0: Tensor, cond: Cond) -> np.ndarray:
         """y (B, V, L) float64 of x0: base + unit·c·sinh(x0/c), within bounds."""
-        x = x0.double().clamp(-14.0, 14.0)
+        x = x0.double().clamp(-FARTHEST, FARTHEST)
         y = cond["base"].double() + cond["unit"].double() * CURVE * torch.sinh(x / CURVE)
         low, high = cond["low"].double()[..., None], cond["high"].double()[..., None]
         return torch.minimum(torch.maximum(y, low), high).cpu().numpy()
@@ -196,15 +205,15 @@ def fit_space(items: Items, options: Any) -> SeriesSpace:
         sizes = [min(len(items.raw[i]), LENGTH) for i in own]
         lengths[frequency] = (int(np.quantile(sizes, 0.25)), int(np.quantile(sizes, 0.75)))
         windows = []
-        while len(windows) < 200:
+        for _ in range(100):
             table = items.raw[own[int(rng.integers(len(own)))]]
             w = chosen(table, rng)
             if not w.free:
                 windows.append(w)
         rows = rows_of([(w, c) for w in windows for c in range(w.values.shape[1])], {})
-        found = np.abs(CURVE * np.sinh(rows.x0[rows.truth] / CURVE))
+        found = np.abs(CURVE * np.sinh(rows.x0[rows.asked] / CURVE))
         found = found[found <= np.quantile(found, 0.99)] if len(found) else np.ones(1)
-        units[frequency] = float(f"{max(np.sqrt((found**2).mean()), 0.05):.4g}")
+        units[frequency] = float(f"{max(float(np.sqrt((found**2).mean())), 0.05):.4g}")
     return SeriesSpace(units, lengths)
 
 

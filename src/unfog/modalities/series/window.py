@@ -2,8 +2,8 @@
 
     x0 = c·asinh((y − base)/(c·unit)),   base, unit: the outline and its spread (outline.py);   y = base + unit·c·sinh(x0/c)
 
-A window has PAST steps before its origin and AHEAD from it on. asinh keeps rare jumps from ruling the loss. Where nothing at all is
-known (synthesis) base and unit are the window's own mean and spread, and a sample stays in these units.
+A window has PAST steps before its origin and AHEAD from it on. asinh keeps rare jumps from ruling the loss. Where nothing at
+all is known (synthesis) base and unit are the window's own mean and spread, and a sample stays in these units.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from unfog.modalities.series.table import FREQUENCIES, Table
 PAST, AHEAD, VARIATES = 64, 48, 8
 LENGTH = PAST + AHEAD
 STEPS, ROW = 22, len(FREQUENCIES) + 17  # numbers told of a step, of a row
-CURVE = 2.0  # c of the asinh: residuals up to about twice the usual are nearly as they are
+CURVE = 3.0  # c of the asinh: residuals up to about three times the usual are nearly as they are
+FARTHEST = 8.0  # |x0| at most: a jump of 21 usual residuals
 NEVER = 1e30  # a bound that bounds nothing
 
 Floats = NDArray[np.float64]
@@ -52,7 +53,7 @@ def ahead_of(table: Table) -> int:
 def window(table: Table, origin: int, ahead: int, fill: bool = False, hidden: Bools | None = None) -> Window:
     """The window whose forecast begins at row `origin` (0 to len(table)) and reaches `ahead` ≤ AHEAD steps.
 
-    fill: what is known from the origin on is told too. hidden (T, V): values that are not told (they are in `values` all the same).
+    fill: what is known from the origin on is told too. hidden (T, V): values that are not told (but stand in `values`).
     """
     count, variates = min(origin + AHEAD, LONGEST), table.values.shape[1]
     begin = origin + AHEAD - count
@@ -70,6 +71,7 @@ def window(table: Table, origin: int, ahead: int, fill: bool = False, hidden: Bo
     known[first + ahead :] = False
     if not fill:
         known[first:, ~table.covered] = False
+        real[:first] &= known[:first]  # what is missing before the origin is not asked for
     return Window(table, origin, values, known, real & (known.any(0) | table.covered))
 
 
@@ -103,7 +105,7 @@ class Rows:
     unit: Floats
     known: Bools
     real: Bools
-    truth: Bools  # where a value is there that is not told
+    asked: Bools  # what is to be found; where some of it is there (training), only that
     steps: Floats  # (R, LENGTH, STEPS)
     row: Floats  # (R, ROW)
     low: Floats  # (R,)
@@ -128,20 +130,23 @@ def _phase(clock_index: int, season: int) -> Floats:
 
 def _lags(y: Floats, season: int, most: int) -> tuple[Floats, Floats]:
     """Of each of the last LENGTH steps: the newest known value a whole number of seasons ago, and the mean of `most` of them."""
-    total, count = np.zeros(len(y)), np.zeros(len(y))
-    newest = np.full(len(y), np.nan)
-    reach = most + AHEAD // max(season, 1)
-    for k in range(1, reach + 1):
-        if k * season >= len(y):
-            break
-        back = np.full(len(y), np.nan)
-        back[k * season :] = y[: -k * season]
-        good = np.isfinite(back) & (count < most)
-        newest = np.where(np.isfinite(newest), newest, back)
-        total[good] += back[good]
-        count += good
-    with np.errstate(invalid="ignore"):
-        return tail(newest, LENGTH, np.nan), tail(np.where(count > 0, total / count, np.nan), LENGTH, np.nan)
+    nothing = np.full(LENGTH, np.nan)
+    if season < 2:
+        return nothing, nothing
+    back = np.arange(1, most + -(-AHEAD // season) + 1)[:, None] * season
+    at = len(y) - LENGTH + np.arange(LENGTH) - back
+    values = np.where(at >= 0, y[np.maximum(at, 0)], np.nan)
+    good = np.isfinite(values)
+    rank = good.cumsum(0)
+    values = np.where(good & (rank <= most), values, 0.0)
+    count = np.minimum(rank[-1], most)
+    newest = values[good.argmax(0), np.arange(LENGTH)]
+    return np.where(count > 0, newest, np.nan), np.where(count > 0, values.sum(0) / np.maximum(count, 1), np.nan)
+
+
+def plain(values: Floats) -> Floats:
+    """0 where a number is missing."""
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 def rows_of(windows: Sequence[tuple[Window, int]], units: dict[str, float]) -> Rows:
@@ -172,9 +177,12 @@ def rows_of(windows: Sequence[tuple[Window, int]], units: dict[str, float]) -> R
             begin = w.table.clock.index(w.origin - PAST)
             out.steps[i, :, 17:19] = _phase(begin, max(min(w.table.seasons), 2))
             out.steps[i, :, 19:21] = _phase(begin, max(season, 2))
-        out.truth[i] = out.real[i] & ~out.known[i] & np.isfinite(y)
-        out.x0[i] = np.where(np.isfinite(y), CURVE * np.arcsinh((np.nan_to_num(y) - out.base[i]) / (CURVE * out.unit[i])), 0.0)
-    out.x0 = np.clip(out.x0, -14.0, 14.0)
+        out.asked[i] = out.real[i] & ~out.known[i]
+        if (truth := out.asked[i] & np.isfinite(y)).any():
+            out.asked[i] = truth
+        out.real[i] = out.known[i] | out.asked[i]
+        out.x0[i] = np.where(np.isfinite(y), CURVE * np.arcsinh((plain(y) - out.base[i]) / (CURVE * out.unit[i])), 0.0)
+    out.x0 = np.clip(out.x0, -FARTHEST, FARTHEST)
     out.steps[..., 0], out.steps[..., 1] = out.known, np.where(out.known, out.x0, 0.0)
     out.steps[..., 21] = out.real
     out.steps *= out.real[..., None]
@@ -232,23 +240,23 @@ def _outlined(out: Rows, at: NDArray[np.int64], windows: Sequence[tuple[Window, 
     naive = np.array([y[np.isfinite(y)][-1] if np.isfinite(y).any() else 0.0 for y in z])
     recent_z = z[:, cut]
     features = out.steps
-    for i, (w, column) in enumerate(windows):
+    for i, (w, _) in enumerate(windows):
         part, r, y = parts[i], at[i], told[i]
         index = tail(part.index, LENGTH, 1.0 if part.times else 0.0)
         factor = index if part.times else np.ones(LENGTH)
-        plain = s[i] * usual[i] * factor
+        unit = s[i] * usual[i] * factor
         base = outline[i] * index if part.times else outline[i] + index
-        out.base[r], out.unit[r] = base, plain * grown[i]
+        out.base[r], out.unit[r] = base, unit * grown[i]
         out.low[r], out.high[r] = _bounds(y, part.times)
         short, long = min(w.table.seasons), max(w.table.seasons)
-        lag1, mean1 = _lags(y, max(short, 1), 4)
+        lag1, mean1 = _lags(y, short, 4)
         lag2, mean2 = _lags(y, long, 3) if long > short else (np.full(LENGTH, np.nan),) * 2
         for place, values in ((3, lag1), (5, lag2), (7, mean1), (8, mean2)):
-            features[r, :, place] = shown(np.nan_to_num((values - base) / plain))
+            features[r, :, place] = shown(plain((values - base) / unit))
         features[r, :, 4], features[r, :, 6] = np.isfinite(lag1), np.isfinite(lag2)
         spare = s[i] * usual[i]
         error = model.error[i, cut]
-        features[r, :, 2] = shown(np.nan_to_num(error / spare))
+        features[r, :, 2] = shown(plain(error / spare))
         features[r, :, 9] = shown((theta[i, cut] - outline[i]) / spare)
         features[r, :, 10] = shown((naive[i] - outline[i]) / spare)
         features[r, :, 11] = shown(slope[i] * h[i] / spare)
@@ -256,7 +264,7 @@ def _outlined(out: Rows, at: NDArray[np.int64], windows: Sequence[tuple[Window, 
         features[r, :, 13] = np.log(grown[i])
         features[r, :, 14] = np.log1p(np.minimum(h[i], 500)) / 3
         features[r, :, 15] = np.log1p(np.minimum(near[i, cut], 500)) / 3 * (h[i] > 0)
-        features[r, :, 16] = shown(np.nan_to_num((recent_z[i] - last[i]) / spare))
+        features[r, :, 16] = shown(plain((recent_z[i] - last[i]) / spare))
         good = np.isfinite(model.error[i])
         e = model.error[i, good]
         steady = float((e[1:] * e[:-1]).mean() / (e**2).mean()) if len(e) > 3 and (e**2).mean() > 0 else 0.0
