@@ -293,6 +293,48 @@ class FitRequest(Request):
     )
 
 
+class ForecastRequest(Request):
+    """Samples of what a table of time series does not hold: the steps after its end, or its missing values."""
+
+    table: Path = Field(description="a CSV file: time and a column a variate, or series,time,value")
+    model: Name = Field("series-m", description="a shipped model's name or a model folder, of the kind series")
+    horizon: Whole | None = Field(
+        None, ge=1, le=10_000, description="a whole number from 1 to 10000, the steps to forecast, or leave it out"
+    )
+    limit: Whole | None = Field(None, ge=1, description="a whole number from 1: longer horizons are refused; or leave it out")
+    samples: Whole = Field(200, ge=2, le=10_000, description="a whole number from 2 to 10000")
+    quantiles: list[Real] = Field([0.025, 0.1, 0.5, 0.9, 0.975], min_length=1, max_length=99,
+                                  description="numbers above 0 and below 1, rising")  # fmt: skip
+    time: Name | None = Field(None, description="the column of times, or leave it out for time, date, ...")
+    target: list[Name] = Field(default_factory=list, description="the columns to forecast, or leave it out for all")
+    covariates: list[Name] = Field(default_factory=list, description="columns that are known over the horizon too")
+    seasons: list[Whole] = Field(default_factory=list, description="seasons in steps, such as 12, or leave it out: by the times")
+    fill: bool = Field(False, strict=True, description="true to fill missing values instead")
+    score: bool = Field(False, strict=True, description="true to hold back the last horizon and score its forecast")
+    seed: Whole = Field(0, ge=0, le=LARGEST_SEED, description="a whole number from 0")
+
+    @field_validator("quantiles")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if any(not 0 < q < 1 for q in value) or any(b <= a for a, b in zip(value, value[1:], strict=False)):
+            raise ValueError("are not rising numbers between 0 and 1")
+        return value
+
+    @field_validator("seasons")
+    @classmethod
+    def _season_fits(cls, value: list[int]) -> list[int]:
+        if any(not 1 <= m <= 400 for m in value) or len(value) > 2:
+            raise ValueError("are not one or two whole numbers from 1 to 400")
+        return value
+
+    @field_validator("score")
+    @classmethod
+    def _one_task(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("fill"):
+            raise ValueError("scores a forecast; leave out fill")
+        return value
+
+
 class VerifyRequest(Request):
     """Check what samplers, predictions and guidances declare, or that a model folder is what it says."""
 

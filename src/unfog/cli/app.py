@@ -13,6 +13,7 @@ from unfog.cli.edit import edit
 from unfog.cli.estimate import estimate
 from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
+from unfog.cli.forecast import forecast
 from unfog.cli.generate import generate
 from unfog.cli.models import models
 from unfog.cli.novel import spelled_out
@@ -54,7 +55,7 @@ Try:
     result_action="return_value",
 )
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
-for command in (generate, edit, estimate, train, report, average, evaluate, fit, verify, claims, models):
+for command in (generate, edit, estimate, train, report, average, evaluate, fit, forecast, verify, claims, models):
     app.command(command)
 app.command(plot)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MODALITIES: dict[str, str] = {
     "image": "pictures, with transparency",
     "molecule": "small molecules in 3D, their atoms and bonds",
+    "series": "time series: forecasts, gaps, synthesis",
     "toy": "points in the plane, of several classes: the template for a kind of one's own",
 }
 
