@@ -123,10 +123,10 @@ def corpus(size: int) -> Any:
     import torch
 
     from unfog.modalities.image.codec import RGBACodec
-    from unfog.training.corpus import Corpus
+    from unfog.training.picture_corpus import PictureCorpus
 
     data, rng = pictures(size), np.random.default_rng(0)
-    return Corpus(
+    return PictureCorpus(
         data, rng.integers(CLASSES, size=PICTURES), rng.integers(CAPTIONS, size=(PICTURES, 4)), PICTURES,
         [f"caption {i}" for i in range(CAPTIONS)], [f"style {i}" for i in range(CLASSES)], RGBACodec.fit(data.numpy()),
         [f"{i}.png" for i in range(PICTURES)], torch.randn(CAPTIONS, TOKENS, TEXT_DIM).half(),

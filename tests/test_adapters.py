@@ -17,7 +17,7 @@ from unfog.model import Model, save_model
 from unfog.networks import lora, words
 from unfog.networks.text import TextEncoder
 from unfog.requests import GenerateRequest, Result
-from unfog.training.corpus import Corpus
+from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
 from unfog.training.run import build_network
 
@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
     """base and other: models of the same shapes; look: an adapter that changes base's weights; word: one that adds <it>."""
     place = tmp_path_factory.mktemp("adapters")
     empty = np.zeros(0, np.int64)
-    corpus = Corpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat", "round"], RGBACodec(), [])
+    corpus = PictureCorpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat", "round"], RGBACodec(), [])
     for seed, name in enumerate(("base", "other")):
         save_model(place / name, RECIPE, corpus, network_of(seed), 3, {"0": 0.5})
     base = Model(place / "base", dtype=torch.float32)

@@ -11,7 +11,7 @@ import unfog
 
 SOURCE = Path(unfog.__file__).parent
 # each part may import itself and what stands to the right of it; a list of parts on one level are not ordered
-LEVELS = [["cli"], ["plots", "claims"], ["training", "evaluation"], ["model"], ["adapters"], ["modalities"],
+LEVELS = [["cli"], ["plots", "claims"], ["training", "evaluation", "editing"], ["model"], ["adapters"], ["modalities"],
           ["networks", "diffusion"], ["precision", "data", "page"], ["requests", "files", "checks"], ["schema"],
           ["errors"]]  # fmt: skip
 LEVEL = {part: i for i, level in enumerate(LEVELS) for part in level}

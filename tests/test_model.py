@@ -16,7 +16,7 @@ from unfog.modalities.image.codec import RGBACodec
 from unfog.modalities.image.data import PictureSet
 from unfog.model import Model, add_plan, save_model
 from unfog.requests import GenerateRequest, Progress, Result
-from unfog.training.corpus import Corpus
+from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
 from unfog.training.run import build_network
 
@@ -38,7 +38,7 @@ def write_model(folder, change=0.0):
             parameter.add_(torch.randn_like(parameter) * 0.05)
         network.head.conv.bias[0] += change
     empty = np.zeros(0, np.int64)
-    corpus = Corpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], STYLES, RGBACodec(), [])
+    corpus = PictureCorpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], STYLES, RGBACodec(), [])
     save_model(folder, RECIPE, corpus, network, 3, {"0": 0.5})
     return folder
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unfog.errors import UserError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+LONGEST_RECIPE = 100_000  # characters; a recipe is a prompt and a few numbers
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -31,6 +33,51 @@ def write_atomic(path: Path, data: bytes) -> None:
         _flush_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes, replace: bool = True) -> bool:
+    """Write a file under a temporary name, then give it its own: nothing half-written is ever seen.
+
+    Returns: False, with nothing changed, where `replace` is False and the name is taken.
+    Raises: UserError where the file cannot be written.
+    """
+    temporary = path.with_name(f".unfog-{secrets.token_hex(8)}.part")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name with no content
+        if replace:
+            os.replace(temporary, path)
+            return True
+        return _name_if_free(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _name_if_free(temporary: Path, path: Path) -> bool:
+    """Move the file to its name unless that is taken."""
+    try:
+        os.link(temporary, path)  # unlike a rename, fails where the name is taken, with no moment in between
+        return True
+    except FileExistsError:
+        return False
+    except OSError:  # file systems without hard links (FAT, some network folders)
+        if os.path.lexists(path):
+            return False
+        os.replace(temporary, path)
+        return True
+
+
+def recipe_from(text: str) -> dict[str, Any] | None:
+    """The recipe that stands in a file as JSON; None where it is damaged or far too long to be one."""
+    try:
+        recipe = json.loads(text) if len(text) <= LONGEST_RECIPE else None
+    except (ValueError, RecursionError):  # RecursionError: deeply nested brackets
+        recipe = None
+    return recipe if isinstance(recipe, dict) else None
 
 
 def _flush_folder(folder: Path) -> None:

@@ -1,14 +1,13 @@
-"""A model folder, and pictures from it.
+"""A model folder, and items of its kind from it: pictures, sound, whatever `modalities` names.
 
-A folder is `model.json` (network, process, prediction, codec, styles, defaults, provenance), `network.safetensors` and
-`manifest.json` with a sha256 of each. `Model.stream` turns a request into events, `Model.generate` into pictures.
+A folder is `model.json` (network, process, prediction, space, defaults, provenance), `network.safetensors` and
+`manifest.json` with a sha256 of each. `Model.stream` turns a request into events, `Model.generate` into items.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import operator
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -26,10 +25,10 @@ from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.samplers import SAMPLERS, sampler_name
 from unfog.errors import UserError, unknown
 from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atomic, write_folder
+from unfog.modalities import build_network, modality
+from unfog.modalities.contract import Cond, without
 from unfog.modalities.image.codec import RGBACodec
-from unfog.networks import NETWORKS
-from unfog.networks.text import TextEncoder
-from unfog.networks.words import encode
+from unfog.modalities.image.space import PictureSpace
 from unfog.precision import fastest
 from unfog.requests import GenerateRequest, Progress, Result, check
 
@@ -41,7 +40,6 @@ FORMAT = 1
 WEIGHTS = "network.safetensors"
 CARD = "model.json"
 PLANS = "plans.json"
-ASPECT_NEAR = 1.15  # an aspect that is off by more than this factor is another
 
 
 def save_model(
@@ -56,28 +54,22 @@ def save_model(
     """Write a model folder whole: float16 weights, everything that sampling needs, what it was trained on."""
     from safetensors.torch import save
 
-    settings = recipe.network_settings(len(corpus.styles))
-    process = Gaussian(_schedule(recipe))
+    process, seen = Gaussian(_schedule(recipe)), "pictures_seen" if recipe.kind == "image" else "items_seen"
     card = {
         "format": FORMAT,
         "name": recipe.name,
-        "kind": "image",
-        "size": recipe.size,
-        "network": {"name": recipe.network, "settings": settings},
+        "kind": recipe.kind,
+        "network": {"name": recipe.network, "settings": corpus.network_settings(recipe)},
         "process": process.config(),
         "prediction": recipe.prediction,
         "sigma_min": recipe.sigma_min,
-        "codec": {"name": "rgba", "mean": corpus.codec.mean, "std": corpus.codec.std},
-        "text": "minilm-l6",
-        "styles": corpus.styles,
+        **corpus.card(recipe),
         "defaults": recipe.defaults,
         "training": {"data": recipe.data, "steps": step, "processes": processes,
-                     "pictures_seen": step * recipe.batch * processes, "recipe": recipe.model_dump(),
+                     seen: step * recipe.batch * processes, "recipe": recipe.model_dump(),
                      "held_out_loss": held_out},
         "licences": recipe.licences,
     }  # fmt: skip
-    if corpus.frames:
-        card["buckets"] = corpus.frames
     weights = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
 
     def write(temporary: Path) -> None:
@@ -116,18 +108,6 @@ def _schedule(recipe: Recipe) -> Any:
     return schedule_from_config(recipe.schedule)
 
 
-def _buckets(folder: Path, card: dict[str, Any]) -> list[tuple[int, int]]:
-    """Width and height of each shape of picture that the model was trained on, the squarest first."""
-    given = card.get("buckets", [[card["size"], card["size"]]])
-    try:
-        found = [(operator.index(width), operator.index(height)) for width, height in given]
-    except (TypeError, ValueError):
-        found = []
-    if not found or min(min(pair) for pair in found) < 1 or max(max(pair) for pair in found) > 16_384:
-        raise UserError(f"{folder / CARD}: buckets must be [width, height] pairs of pixels; get the model again")
-    return sorted(found, key=lambda pair: (abs(math.log(pair[0] / pair[1])), pair))
-
-
 class Model:
     """A loaded model. `name`, `hash`, `styles` and `defaults` say what it is; `stream` and `generate` make pictures."""
 
@@ -146,30 +126,37 @@ class Model:
             raise UserError(f"{folder / CARD}: not readable as JSON; get the model again") from None
         if card.get("format") != FORMAT:
             raise UserError(f"{folder / CARD}: format {card.get('format')} is not known to this unfog; update unfog")
-        needed = ("name", "size", "network", "process", "prediction", "codec", "styles", "defaults")
+        kind = modality(card.get("kind", "image"))
+        own = ("size", "codec") if kind.name == "image" else ("space",)
+        needed = ("name", "network", "process", "prediction", "styles", "defaults", *own)
         missing = [key for key in needed if key not in card]
         if missing:
             raise UserError(f"{folder / CARD}: {', '.join(missing)} missing; get the model again, or try `unfog verify`")
-        self.folder, self.card = folder, card
+        self.folder, self.card, self.kind = folder, card, kind
         self.name: str = card["name"]
         self.plans: dict[str, dict[str, Any]] = json.loads(read_checked(folder, PLANS)) if (folder / PLANS).is_file() else {}
         self.hash = _hash(folder)
         self.styles: list[str] = card["styles"]
         self.defaults: dict[str, Any] = card["defaults"]
-        self.size: int = card["size"]
-        self.buckets = _buckets(folder, card)
+        try:
+            self.space = kind.space(card.get("space", card))
+        except (UserError, KeyError, TypeError, ValueError, IndexError) as error:
+            wrong = (
+                str(error) if isinstance(error, UserError) else f"its space cannot be read ({error!r:.80}); get the model again"
+            )
+            raise UserError(f"{folder / CARD}: {wrong}") from None
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = dtype or fastest(self.device)
-        self.codec = RGBACodec(tuple(card["codec"]["mean"]), tuple(card["codec"]["std"]))
         self.adapters = read_adapters(adapters, self.name, self.hash, any_base)
-        self.words = words(self.adapters)
+        if isinstance(self.space, PictureSpace):
+            self.space.words = words(self.adapters)
         whole = changed(load_weights(folder, WEIGHTS), self.adapters)
         weights = {k: v.to(self.device, self.dtype) for k, v in whole.items()}
         try:
             with torch.device("meta"):  # no time for first values that are overwritten at once
-                network = NETWORKS[card["network"]["name"]](**card["network"]["settings"])
+                network = build_network(kind.name, card["network"]["name"], card["network"]["settings"])
             network.load_state_dict(weights, assign=True)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, RuntimeError, UserError) as error:
             reason = str(error).strip().split("\n")[-1].strip()[:120]
             wrong = f"its network does not fit {WEIGHTS} or this unfog ({reason})"
             raise UserError(f"{folder / CARD}: {wrong}; get the model again") from None
@@ -180,15 +167,16 @@ class Model:
         lowest = card.get("sigma_min", 0.0)
         if isinstance(lowest, bool) or not isinstance(lowest, (int, float)) or not 0.0 <= lowest < 1.0:
             raise UserError(f"{folder / CARD}: sigma_min must be a number in [0, 1), got {lowest!r}; get the model again")
-        self.denoiser = Preconditioned(network, process, card["prediction"], sigma_min=lowest)
-        self._encoder: TextEncoder | None = None
+        self.denoiser = Preconditioned(network, process, card["prediction"], sigma_min=lowest, project=kind.project)
 
-    def plan(self, sampler: str | None = None, steps: int | None = None) -> Plan:
-        """The plan of a sampler, or one learned for this model. Raises UserError for an unknown name."""
+    def plan(self, sampler: str | None = None, steps: int | None = None, start: float = 1.0) -> Plan:
+        """The plan of a sampler from time `start` on, or one learned for this model. Raises UserError for an unknown name."""
         schedule = self.denoiser.process.schedule
         name = sampler or self.defaults["sampler"]
         if name in self.plans:
             plan = Plan.from_dict(self.plans[name]["plan"])
+            if start != 1.0:
+                raise UserError(f"sampler: {name} was learned for whole samplings; give another one for a part")
             if steps not in (None, plan.nfe):
                 raise UserError(
                     f"steps: {name} is a plan of {plan.nfe} evaluations, not {steps}; leave steps out or learn another"
@@ -196,8 +184,10 @@ class Model:
             return plan
         steps = steps or self.defaults["steps"]
         if name == "auto":  # its weights were learned for its own levels
-            return make_plan(name, schedule, make_grid("auto", schedule, steps, dimension=4 * self.size**2))
-        return make_plan(name, schedule, make_grid("logsnr", schedule, steps))
+            return make_plan(
+                name, schedule, make_grid("auto", schedule, steps, start=start, dimension=math.prod(self.space.shape))
+            )
+        return make_plan(name, schedule, make_grid("logsnr", schedule, steps, start=start))
 
     def evaluations(self, sampler: str | None = None, steps: int | None = None, scale: float | None = None) -> int:
         """How often the network is asked for one picture: once a row of the plan, twice where guidance is on."""
@@ -206,34 +196,46 @@ class Model:
         guided = ClassifierFree(self.denoiser, chosen, {}, tuple(interval) if interval else None)
         return plan.nfe + sum(float(guided.scales(float(t), 1)[0]) != 1.0 for t in plan.t)
 
+    @property
+    def pictures(self) -> PictureSpace:
+        """What only models of pictures have. Raises UserError for a model of another kind."""
+        if not isinstance(self.space, PictureSpace):
+            raise UserError(f"{self.name}: is a model of the kind {self.kind.name}, not of pictures; give one of pictures")
+        return self.space
+
+    @property
+    def size(self) -> int:
+        return self.pictures.size
+
+    @property
+    def buckets(self) -> list[tuple[int, int]]:
+        return self.pictures.buckets
+
+    @property
+    def codec(self) -> RGBACodec:
+        return self.pictures.codec
+
     def frame(self, aspect: str | None = None) -> tuple[int, int]:
         """Width and height of a picture: near the aspect W:H, or the squarest. Raises UserError where none is near."""
-        if aspect is None:
-            return self.buckets[0]
-        width, height = map(int, aspect.split(":"))
-
-        def off(pair: tuple[int, int]) -> float:
-            return abs(math.log(pair[0] / pair[1] * height / width))
-
-        best = min(self.buckets, key=off)
-        if off(best) > math.log(ASPECT_NEAR):
-            known = ", ".join(f"{w // math.gcd(w, h)}:{h // math.gcd(w, h)} ({w}x{h})" for w, h in sorted(self.buckets))
-            raise UserError(f"aspect: {self.name} makes no pictures near {aspect}; give one of: {known}")
-        return best
+        return self.pictures.frame(aspect, self.name)
 
     def condition(self, prompts: Sequence[str], styles: Sequence[str | None]) -> dict[str, Tensor]:
         """Conditions of (prompt, style) pairs; a style of None is the learnt "any style"."""
-        if self._encoder is None:
-            self._encoder = TextEncoder.load()
-        for style in styles:
-            if style is not None and style not in self.styles:
-                raise unknown("style", style, self.styles)
-        states, mask = encode(self._encoder, prompts, self.words)
-        cond = {"text": states.to(self.device, self.dtype), "text_mask": mask.to(self.device)}
-        if self.styles:
-            index = [len(self.styles) if s is None else self.styles.index(s) for s in styles]
-            cond["class"] = torch.tensor(index, device=self.device)
-        return cond
+        return self._told(self.pictures.ask(prompts, range(len(prompts)), styles))
+
+    def _told(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the model's device, numbers in its own dtype."""
+        return {k: v.to(self.device, self.dtype) if v.is_floating_point() else v.to(self.device) for k, v in cond.items()}
+
+    def asked(self, items: Sequence[tuple[str, str | None, int]], negative: str | None) -> tuple[Cond, Cond]:
+        """What (prompt, style, seed) say, and guidance's other branch: nothing, or a negative prompt."""
+        if isinstance(self.space, PictureSpace):
+            cond = self.condition([p for p, _, _ in items], [s for _, s, _ in items])
+            # against a negative prompt the style stays, else the style itself would be pushed away from
+            return cond, self.condition([negative or ""], [None if negative is None else items[0][1]])
+        seeds = [seed for _, _, seed in items]
+        cond = self._told(self.space.ask([p for p, _, _ in items], seeds))
+        return cond, without(cond, self._told(self.space.ask([negative] * len(items), seeds)))
 
     def _settings(self, request: GenerateRequest) -> dict[str, Any]:
         name = request.sampler or self.defaults["sampler"]
@@ -257,7 +259,11 @@ class Model:
         """Sampler, steps, scale, ... of a request, defaults filled in. Raises UserError for what the model does not know."""
         if request.style is not None and request.style not in self.styles:
             raise unknown("style", request.style, self.styles)
-        self.frame(request.aspect)  # refused before anything is made
+        if request.aspect is not None:  # refused before anything is made
+            self.frame(request.aspect)
+        if self.kind.name != "image":
+            self.space.ask([*request.prompts, *([request.negative] if request.negative else [])],
+                           range(len(request.prompts) + bool(request.negative)))  # fmt: skip
         return self._settings(request)
 
     def planned(self, request: GenerateRequest) -> Plan:
@@ -270,35 +276,38 @@ class Model:
 
         Its last x is what `stream` decodes.
         """
-        return self._states(items, request.negative, self.settled(request), plan)
+        return (state for state, _ in self._states(items, request.negative, self.settled(request), plan))
 
     @torch.inference_mode()
     def _states(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
-                plan: Plan) -> Iterator[State]:  # fmt: skip
+                plan: Plan) -> Iterator[tuple[State, dict[str, Tensor]]]:  # fmt: skip
         strict = bool(settings.get("strict"))
         if strict:  # the text encoder's last bits, too, depend on what else is in its batch
             with one_thread():
-                alone = [self.condition([p], [s]) for p, s, _ in items]
-            cond = {key: torch.cat([one[key] for one in alone]) for key in alone[0]}
+                pairs = [self.asked([item], negative) for item in items]
+            cond = {key: torch.cat([one[key] for one, _ in pairs]) for key in pairs[0][0]}
+            other = {key: torch.cat([one[key] for _, one in pairs]) for key in pairs[0][1]}
         else:
-            cond = self.condition([p for p, _, _ in items], [s for _, s, _ in items])
-        # against a negative prompt the style stays, else the style itself would be pushed away from
-        other = self.condition([negative or ""], [None]) if negative is None else self.condition([negative], [items[0][1]])
+            cond, other = self.asked(items, negative)
         interval = self.defaults.get("interval")
         denoiser = OneByOne(self.denoiser) if strict else self.denoiser
         guided = ClassifierFree(denoiser, settings["scale"], other, tuple(interval) if interval else None)
         noise = Noise([seed for _, _, seed in items])
-        width, height = self.frame(settings.get("aspect"))
-        first = begin(plan, self.denoiser.process.prior(noise.normal((4, height, width), 0), plan.start).to(self.device))
-        yield first
-        yield from run(plan, lambda x_t, t: guided(x_t, t, cond), first, noise)
+        shape = self.space.shape
+        if settings.get("aspect") is not None:
+            width, height = self.frame(settings["aspect"])
+            shape = (4, height, width)
+        first = begin(plan, self.denoiser.process.prior(noise.normal(shape, 0), plan.start).to(self.device))
+        yield first, cond
+        for state in run(plan, lambda x_t, t: guided(x_t, t, cond), first, noise):
+            yield state, cond
 
     def _sample(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
-                plan: Plan) -> Iterator[tuple[int, np.ndarray | None]]:  # fmt: skip
-        """One batch of (prompt, style, seed): yields evaluations done, at last with the pictures (B, H, W, 4)."""
-        for state in self._states(items, negative, settings, plan):
+                plan: Plan) -> Iterator[tuple[int, list[Any] | None]]:  # fmt: skip
+        """One batch of (prompt, style, seed): yields evaluations done, at last with the items; pictures are (H, W, 4) arrays."""
+        for state, cond in self._states(items, negative, settings, plan):
             if state.nfe:
-                yield state.nfe, self.codec.decode(state.x) if state.done else None
+                yield state.nfe, self.space.decode(state.x, cond) if state.done else None
 
     def stream(self, request: GenerateRequest) -> Generator[Progress | Result]:
         """Progress and results of a request, in order. Raises UserError for an unknown style or sampler."""
@@ -318,22 +327,23 @@ class Model:
         for indices in batches:
             part = [wanted[index] for index in indices]
             start = time.perf_counter()
-            for nfe, pictures in self._sample([(p, request.style, s) for p, s in part], request.negative, settings, plan):
-                if pictures is None:
+            for nfe, made in self._sample([(p, request.style, s) for p, s in part], request.negative, settings, plan):
+                if made is None:
                     yield Progress(done + nfe * len(part), total)
                     continue
                 spent = (time.perf_counter() - start) * 1000 / len(part)
                 done += plan.nfe * len(part)
                 yield Progress(done, total)
-                for index, (prompt, seed), pixels in zip(indices, part, pictures, strict=True):
+                for index, (prompt, seed), item in zip(indices, part, made, strict=True):
                     recipe = {"prompt": prompt, "negative": request.negative, "style": request.style, "seed": seed, **settings,
                               **extra, "model": self.name, "model_hash": self.hash, "version": __version__}  # fmt: skip
-                    yield Result(Image.fromarray(pixels), prompt, seed, index, spent, recipe)
+                    shown = Image.fromarray(item) if isinstance(self.space, PictureSpace) else item
+                    yield Result(shown, prompt, seed, index, spent, recipe)
 
-    def generate(self, prompt: str | GenerateRequest, **fields: Any) -> list[Image.Image]:
-        """Pictures of a prompt: straight RGBA. Fields are those of GenerateRequest (style, seed, n, steps, scale, ...)."""
+    def generate(self, prompt: str | GenerateRequest, **fields: Any) -> list[Any]:
+        """Items of a prompt (pictures: PIL, straight RGBA). Fields are those of GenerateRequest (style, seed, n, steps, ...)."""
         request = prompt if isinstance(prompt, GenerateRequest) else check(GenerateRequest, {"prompts": [prompt], **fields})
-        return [event.image for event in self.stream(request) if isinstance(event, Result)]
+        return [event.item for event in self.stream(request) if isinstance(event, Result)]
 
     def generate_many(
         self,
@@ -346,15 +356,27 @@ class Model:
         sampler: str | None = None,
     ) -> np.ndarray:
         """Many pictures, each with its own prompt, style and seed: (N, H, W, 4) straight RGBA uint8."""
+        return np.stack(self.make(prompts, styles, seeds, batch, steps, scale, sampler))
+
+    def make(
+        self,
+        prompts: Sequence[str],
+        styles: Sequence[str | None],
+        seeds: Sequence[int],
+        batch: int = 16,
+        steps: int | None = None,
+        scale: float | None = None,
+        sampler: str | None = None,
+    ) -> list[Any]:
+        """Many items of the model's kind, each with its own prompt, style (None where the kind has none) and seed."""
         settings = {"scale": self.defaults["scale"] if scale is None else scale}
         plan = self.plan(sampler, steps)
         items = list(zip(prompts, styles, seeds, strict=True))
-        made: list[np.ndarray] = []
+        made: list[Any] = []
         for first in range(0, len(items), batch):
-            for _, pictures in self._sample(items[first : first + batch], None, settings, plan):
-                if pictures is not None:
-                    made.append(pictures)
-        return np.concatenate(made)
+            for _, found in self._sample(items[first : first + batch], None, settings, plan):
+                made += found or []
+        return made
 
 
 def load(name: str | Path, device: str | None = None, adapters: Sequence[str | Path] = (), any_base: bool = False) -> Model:

@@ -164,6 +164,31 @@ class GenerateRequest(Request):
         return [range(start, min(start + size, total)) for start in starts]
 
 
+class EditRequest(Request):
+    """An item changed: parts of it kept, or all of it made anew from some noise on."""
+
+    item: Path = Field(description="the file to change, of the model's kind")
+    prompt: str = Field("", max_length=LONGEST_PROMPT, description="what it is to be, or leave it out for anything")
+    keep: str | None = Field(None, min_length=1, max_length=2_000, description="what stays as it is, as the kind says it "
+                             "(pictures: a picture of the same size, white where it may change), or leave it out")  # fmt: skip
+    strength: Real | None = Field(None, gt=0, le=1, description="a number above 0, at most 1, the share of the way back "
+                                  "into noise, or leave it out for 1 with keep, 0.6 without")  # fmt: skip
+    style: Name | None = Field(None, description="a style of the model, or leave it out for any style")
+    negative: str | None = Field(None, max_length=LONGEST_PROMPT, description="what to avoid, or leave it out")
+    steps: Whole | None = Field(None, ge=1, le=1_000, description="a whole number from 1 to 1000, or leave it out")
+    scale: Real | None = Field(None, ge=0, le=100, description="a number from 0 to 100 (1 = no guidance), or leave it out")
+    sampler: Name | None = Field(None, description="a sampler's name, or leave it out for the model's default")
+    n: Whole = Field(1, ge=1, le=10_000, description="a whole number from 1 to 10000, how many are made")
+    seed: Whole | None = Field(None, ge=0, le=LARGEST_SEED - 10_000, description="a whole number from 0, or leave it out")
+
+    def settled(self) -> EditRequest:
+        """The same request with a seed drawn at random and the usual strength where none was given."""
+        seed = secrets.randbelow(DRAWN_SEEDS) if self.seed is None else self.seed
+        strength = (0.6 if self.keep is None else 1.0) if self.strength is None else self.strength
+        return self.model_copy(update={"seed": seed, "strength": strength})
+
+
+KIND = "a kind of data that `unfog models --kinds` lists, or leave it out for pictures"
 PRESET = "tiny, small, base, large or dit-small, or leave it out to have one chosen"
 BUDGET = "a time such as 45s, 30m, 2h, 1.5h or 1d, or leave it out"
 
@@ -180,6 +205,7 @@ class TrainRequest(Request):
         None, gt=0, le=60 * 24 * 365, description="minutes above 0 after which to stop and save, or leave it out"
     )
     start: Name | None = Field(None, description="a shipped model's name or a model folder to begin with, or leave it out")
+    kind: Name | None = Field(None, description=KIND)
     preset: Name | None = Field(None, description=PRESET)
     budget: Span | None = Field(None, gt=0, le=86400 * 366, description=BUDGET)
     force: bool = Field(False, strict=True, description="true to train in spite of what the checks at the start find")
@@ -213,6 +239,7 @@ class EstimateRequest(Request):
     """Measure what a training run would take on this machine, without training."""
 
     source: Path = Field(description="a recipe file (.json), or a data folder or .zip")
+    kind: Name | None = Field(None, description=KIND)
     preset: Name | None = Field(None, description=PRESET)
     budget: Span | None = Field(None, gt=0, le=86400 * 366, description=BUDGET)
     steps: Whole | None = Field(
@@ -233,9 +260,9 @@ class EvaluateRequest(Request):
 
     models: list[Name] = Field(min_length=1, max_length=8, description="names of shipped models, model folders, folders or .zips "
                                "of pictures, or .npy files of numbers; the others are compared with the first")  # fmt: skip
-    against: str = Field(
-        "emoji-64", min_length=1, description="the name of a shipped data set, a data folder or .zip, or a .npy file"
-    )
+    against: str | None = Field(None, min_length=1, description="the name of a shipped data set, a data folder or .zip, or a "
+                                ".npy file; or leave it out for emoji-64 (other kinds: the model's training data)")  # fmt: skip
+    kind: Name | None = Field(None, description=KIND)
     n: Whole = Field(256, ge=2, le=1_000_000, description="a whole number from 2 to 1000000, the samples to make or to read")
     seed: Whole = Field(0, ge=0, le=LARGEST_SEED - 1_000_000, description="a whole number from 0, the first seed")
     sampler: str | None = Field(None, description="a sampler, or leave it out for the model's own")
@@ -306,19 +333,25 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """One finished picture: straight-alpha RGBA, where it stands in the request, and all that remakes it.
+    """One finished item (a picture: PIL, straight-alpha RGBA), where it stands in the request, and all that remakes it.
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
     plan (its sha256) where the sampler is a plan learned for this model, aspect where one was asked for, adapters (name,
     hash, strength) where there are any, and novel (seed, try) where it was made again because that seed gave a copy.
     """
 
-    image: Image
+    item: Any
     prompt: str
     seed: int
     index: int
     milliseconds: float
     recipe: dict[str, Any]
+
+    @property
+    def image(self) -> Image:
+        """The item, of a model of pictures."""
+        picture: Image = self.item
+        return picture
 
 
 def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:

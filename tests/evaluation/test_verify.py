@@ -26,7 +26,7 @@ from unfog.files import write_manifest
 from unfog.modalities.image.codec import RGBACodec
 from unfog.model import save_model
 from unfog.networks import NETWORKS
-from unfog.training.corpus import Corpus
+from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
 
 SCHEDULES = {"cosine": Cosine(), "scaled linear": Table.scaled_linear(), "flow": Linear()}
@@ -282,7 +282,7 @@ def folder(tmp_path, monkeypatch):
                 4, 2).repeat_interleave(4, 3))  # fmt: skip
         recipe = Recipe(name="oracle", size=16, defaults={"steps": 4, "scale": 2.0, "sampler": "dpmpp_2m"})
         empty = np.zeros(0, np.int64)
-        corpus = Corpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat", "round"], RGBACodec(), [])
+        corpus = PictureCorpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat", "round"], RGBACodec(), [])
         save_model(place, recipe, corpus, network, 3, {})
         card = json.loads((place / "model.json").read_text())
         card["network"]["settings"] = {"kind": really, **settings}

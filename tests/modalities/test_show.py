@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from unfog.errors import UserError
-from unfog.modalities.image.show import checkerboard, contact_sheet, png_bytes, read_recipe, save_png, write_bytes
+from unfog.files import write_bytes
+from unfog.modalities.image.show import checkerboard, contact_sheet, png_bytes, read_recipe, save_png
 
 RECIPE = {"prompt": "ein Apfel 🍎 «rouge»\nzwei", "seed": 2**63 - 1, "scale": 0.1, "style": None, "steps": 20}
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from unfog.modalities.image.codec import RGBACodec
 from unfog.model import Model, save_model
-from unfog.training.corpus import Corpus
+from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
 from unfog.training.run import build_network
 
@@ -26,7 +26,7 @@ def write_model(folder, data, **changes):
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     empty = np.zeros(0, np.int64)
-    corpus = Corpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], STYLES, RGBACodec(), [])
+    corpus = PictureCorpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], STYLES, RGBACodec(), [])
     save_model(folder, recipe, corpus, network, 3, {"0": 0.5})
     return folder
 

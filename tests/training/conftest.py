@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from unfog.modalities.image.codec import RGBACodec
-from unfog.training.corpus import Corpus
+from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
 
 SETTINGS = {"unshuffle": 4, "widths": [16, 16], "blocks": [1, 1], "attention": [False, True], "embedding": 16, "text_dim": 12}
@@ -37,7 +37,7 @@ def tiny_corpus():
     pictures[..., 3] = 255
     generator = torch.Generator().manual_seed(0)
     texts = np.arange(1, 27).reshape(13, 2)
-    return Corpus(
+    return PictureCorpus(
         torch.from_numpy(pictures), np.arange(13) % 2, texts, 10, [f"caption {i}" for i in range(27)], ["flat", "round"],
         RGBACodec.fit(pictures), [f"{i:02}.png" for i in range(13)], torch.randn(27, 5, 12, generator=generator).half(),
         torch.arange(5)[None] < torch.randint(1, 6, (27, 1), generator=generator),

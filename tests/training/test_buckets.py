@@ -13,7 +13,7 @@ from unfog.errors import UserError
 from unfog.modalities.image.data import PictureSet
 from unfog.requests import GenerateRequest, Result, TrainRequest, check, from_recipe
 from unfog.training.buckets import bucketed, frames, multiple, nearest, used_frames
-from unfog.training.corpus import build_corpus
+from unfog.training.picture_corpus import build_corpus
 from unfog.training.run import run_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

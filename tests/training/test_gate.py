@@ -23,11 +23,11 @@ from unfog.modalities.image.codec import RGBACodec
 from unfog.networks.unet import UNet
 from unfog.requests import TrainRequest
 from unfog.training import gate, gate_data
-from unfog.training.corpus import Corpus
 from unfog.training.denoising import Denoising
 from unfog.training.ema import PowerEMA
 from unfog.training.gate import Scene, examine, guard
 from unfog.training.optimisers import MuonAdamW
+from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.run import build_network, run_recipe
 
 HEALTHY = {"steps": 60, "recolour": 0.0, "prediction": "x0", "weight": "v", "weight_limit": 30.0, "dropout": 0.0, "lr": 2e-3}
@@ -41,7 +41,8 @@ def corpus():
     fine = torch.nn.functional.interpolate(coarse, size=16, mode="bilinear")
     pictures = fine.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
     states = torch.randn(49, 5, 12, generator=torch.Generator().manual_seed(0)).half()
-    return Corpus(pictures, np.arange(24) % 2, np.arange(1, 49).reshape(24, 2), 24, ["", *(f"caption {i}" for i in range(48))],
+    lines = ["", *(f"caption {i}" for i in range(48))]
+    return PictureCorpus(pictures, np.arange(24) % 2, np.arange(1, 49).reshape(24, 2), 24, lines,
                   ["flat", "round"], RGBACodec.fit(pictures.numpy()), [f"{i:02}.png" for i in range(24)], states,
                   torch.ones(49, 5, dtype=torch.bool))  # fmt: skip
 
@@ -203,13 +204,13 @@ def test_11_an_average_that_is_the_weights(scene, monkeypatch):
 
 
 def test_12_a_batch_that_depends_on_what_was_drawn_before(scene, monkeypatch):
-    monkeypatch.setattr(Corpus, "chosen", lambda self, recipe, index: np.random.permutation(self.plain)[: recipe.batch])
+    monkeypatch.setattr(PictureCorpus, "chosen", lambda self, recipe, index: np.random.permutation(self.plain)[: recipe.batch])
     texts = [finding.text for finding in examine(scene()) if finding.about == "draws"]
     assert any("x0 of batch 0, drawn twice, differs, so a resumed run would be another one" in text for text in texts)
 
 
 def test_12_an_epoch_that_repeats_pictures(scene, monkeypatch):
-    monkeypatch.setattr(Corpus, "chosen", lambda self, recipe, index: np.arange(recipe.batch))
+    monkeypatch.setattr(PictureCorpus, "chosen", lambda self, recipe, index: np.arange(recipe.batch))
     assert "one permutation of seed and epoch" in told(scene(), "draws")
 
 
@@ -249,8 +250,8 @@ def test_15_and_16_noise_of_a_batch_and_not_of_an_item(scene, monkeypatch):
 
 
 def test_19_a_null_class_of_another_data_set(scene, monkeypatch):
-    right = Corpus.cond
-    monkeypatch.setattr(Corpus, "cond", lambda self, text, label: right(self, text, np.where(label == 2, 1000, 1000)))
+    right = PictureCorpus.cond
+    monkeypatch.setattr(PictureCorpus, "cond", lambda self, text, label: right(self, text, np.where(label == 2, 1000, 1000)))
     assert "style number 1000 for 2 styles" in told(scene(), "labels")
 
 

@@ -12,8 +12,8 @@ from unfog.errors import UserError
 from unfog.modalities.image.data import PictureSet
 from unfog.requests import TrainRequest
 from unfog.training import began, pictures
-from unfog.training.corpus import build_corpus
 from unfog.training.machine import memory
+from unfog.training.picture_corpus import build_corpus
 from unfog.training.pictures import Pile, kept_set
 from unfog.training.run import run_recipe
 from unfog.training.states import text_states

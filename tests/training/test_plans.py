@@ -10,7 +10,7 @@ from unfog.errors import UserError
 from unfog.modalities.image.codec import RGBACodec
 from unfog.model import Model, save_model
 from unfog.requests import FitRequest
-from unfog.training.corpus import Corpus
+from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.plans import learn_plan, show
 from unfog.training.recipe import Recipe
 from unfog.training.run import build_network
@@ -33,7 +33,7 @@ def folder(tmp_path):
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     empty = np.zeros(0, np.int64)
-    corpus = Corpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat"], RGBACodec(), [])
+    corpus = PictureCorpus(torch.zeros(0, 16, 16, 4), empty, empty, 0, [""], ["flat"], RGBACodec(), [])
     save_model(tmp_path / "tiny", RECIPE, corpus, network, 3, {"0": 0.5})
     return tmp_path / "tiny"
 

@@ -22,11 +22,11 @@ from unfog.networks.text import TextEncoder
 from unfog.requests import TrainRequest, check
 from unfog.training import tuning
 from unfog.training.checkpoint import saved_steps
-from unfog.training.corpus import Corpus, build_corpus
 from unfog.training.denoising import Denoising
 from unfog.training.ema import PowerEMA
 from unfog.training.loop import fit, train_step
 from unfog.training.optimisers import MuonAdamW
+from unfog.training.picture_corpus import PictureCorpus, build_corpus
 from unfog.training.recipe import Recipe
 from unfog.training.run import build_network, run_recipe, settle
 from unfog.training.states import text_states
@@ -234,7 +234,7 @@ def test_a_word_learns_to_be_what_the_model_knows(tmp_path, start):
     with torch.no_grad():  # a network that listens: what it draws is a map of the mean text state
         for parameter in network.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.1)
-    corpus = Corpus(torch.zeros(4, 16, 16, 4, dtype=torch.uint8), np.full(4, 2), np.ones((4, 2), int), 4, ["", "a <x>"],
+    corpus = PictureCorpus(torch.zeros(4, 16, 16, 4, dtype=torch.uint8), np.full(4, 2), np.ones((4, 2), int), 4, ["", "a <x>"],
                     model.styles, model.codec, ["p.png"] * 4)  # fmt: skip
     encoder = TextEncoder.load()
     text_states(corpus, encoder, tmp_path)

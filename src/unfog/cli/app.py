@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError
 from unfog.cli import complain
 from unfog.cli.average import average
 from unfog.cli.claims import claims
+from unfog.cli.edit import edit
 from unfog.cli.estimate import estimate
 from unfog.cli.evaluate import evaluate
 from unfog.cli.fit import fit
@@ -37,6 +38,7 @@ app = App(
 Try:
   unfog generate "a red apple" --style noto --seed 7
   unfog generate --like out/a-red-apple-noto-7.png
+  unfog edit cat.png "a dog" --strength 0.5
   unfog estimate my-pictures/ --budget 30m
   unfog train my-pictures/ --out my-model --budget 30m
   unfog report my-model --open
@@ -52,7 +54,7 @@ Try:
     result_action="return_value",
 )
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
-for command in (generate, estimate, train, report, average, evaluate, fit, verify, claims, models):
+for command in (generate, edit, estimate, train, report, average, evaluate, fit, verify, claims, models):
     app.command(command)
 app.command(plot)
 

@@ -11,6 +11,7 @@ def estimate(
     source: Path,
     /,
     *,
+    kind: str | None = None,
     preset: str | None = None,
     budget: str | None = None,
     steps: Whole | None = None,
@@ -30,6 +31,8 @@ def estimate(
     ----------
     source
         A recipe file, or a folder or .zip of pictures.
+    kind
+        The kind of data, where they are no pictures (see `unfog models --kinds`).
     preset
         Named settings for pictures of one's own: tiny, small, base, large or dit-small.
     budget
@@ -46,7 +49,7 @@ def estimate(
     from unfog.errors import UserError
     from unfog.requests import EstimateRequest, check
 
-    given = {"preset": preset, "budget": budget, "steps": steps, "start": start}
+    given = {"kind": kind, "preset": preset, "budget": budget, "steps": steps, "start": start}
     request = check(EstimateRequest, {"source": source, **{k: v for k, v in given.items() if v is not None}})
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a recipe file, or a folder or .zip of pictures")

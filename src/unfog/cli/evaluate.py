@@ -11,7 +11,8 @@ def evaluate(
     model: str,
     /,
     *others: str,
-    against: str = "emoji-64",
+    against: str | None = None,
+    kind: str | None = None,
     n: Count = 256,
     seed: Whole = 0,
     sampler: str | None = None,
@@ -40,7 +41,10 @@ def evaluate(
     others
         More of these, compared with the first; models are given the same prompts and seeds.
     against
-        The name of a shipped data set, a folder or .zip of pictures, or a .npy file of numbers.
+        The name of a shipped data set, a folder or .zip of pictures, or a .npy file of numbers; without it, emoji-64, or what a
+        model of another kind than pictures was trained on.
+    kind
+        The kind of data where no model says it (see `unfog models --kinds`).
     n
         Samples to make; more takes longer and narrows the intervals.
     seed
@@ -67,7 +71,8 @@ def evaluate(
     from unfog.requests import EvaluateRequest, check
 
     request = check(EvaluateRequest, {
-        "models": [model, *others], "against": against, "n": n, "seed": seed, "sampler": sampler, "steps": steps, "scale": scale,
+        "models": [model, *others], "against": against, "kind": kind,
+        "n": n, "seed": seed, "sampler": sampler, "steps": steps, "scale": scale,
         "batch": batch, "reader": reader, "likelihood": likelihood, "force": force, "out": out,
     })  # fmt: skip
     from unfog.evaluation import evaluate as run

@@ -1,4 +1,4 @@
-"""`unfog generate`: pictures from text, or a picture again from the recipe inside it."""
+"""`unfog generate`: pictures from text, or items of whatever kind a model makes; or one again from the recipe inside it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from unfog.cli.options import Count, Flag, Real, Whole
 from unfog.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from unfog.modalities.contract import Modality
     from unfog.model import Model
     from unfog.requests import GenerateRequest, Result
 
 DEFAULT_MODEL = "emoji-64"
+ANY = "any"  # asks a model of another kind than pictures for nothing in particular
 MOST_ON_A_SHEET = 1_000
 
 
@@ -48,7 +50,7 @@ def generate(
     tries: Whole | None = None,
     json: Flag = False,
 ) -> int:
-    """Make pictures from text and print the path of each one.
+    """Make pictures from text, or what else a model makes, and print the path of each one.
 
     Put each prompt in quotes; several prompts make several pictures. A file
     is named by prompt, style and seed and carries the recipe that remakes it.
@@ -67,7 +69,8 @@ def generate(
     Parameters
     ----------
     prompts
-        What to draw, each in quotes.
+        What to draw, each in quotes. Models of other kinds say in their page what they understand; without a prompt they make
+        anything.
     style
         One of the model's styles (see `unfog models`); without it, any.
     n
@@ -125,7 +128,11 @@ def generate(
     settings |= {"aspect": aspect, "negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
     settings |= {"novel": novel, "against": against, "tries": tries}
     given = {key: value for key, value in settings.items() if value is not None}
-    request, original = _asked_like(like, prompts, given) if like else (_asked(prompts, given), None)
+    early = None
+    if not prompts and like is None and model is not None:
+        early = unfog.load(model, adapters=adapter or (), any_base=any_base)
+        prompts = () if early.kind.name == "image" else (ANY,)
+    request, original = _asked_like(like, prompts, given, model) if like else (_asked(prompts, given), None)
     pictures = sum(map(len, request.batches()))
     before = output.namesakes(request.prompts, request.style) if request.shard else {}
     output.check_folder(out)
@@ -141,24 +148,25 @@ def generate(
     elif any_base and not adapter:
         raise UserError("--any-base: says how to use an adapter; give one with --adapter")
     name = model if model is not None else _model_of(original, like)
-    loaded = unfog.load(name, adapters=adapter, any_base=any_base) if adapter else unfog.load(name)
+    loaded = early or (unfog.load(name, adapters=adapter, any_base=any_base) if adapter else unfog.load(name))
+    what = "picture" if loaded.kind.name == "image" else "item"
     _check_model(loaded, request, original, like)
     made: list[Result] = []
     path = out
     novelty = Novelty(loaded, request) if request.novel else None
     start = time.monotonic()
     with closing(novelty.stream() if novelty else loaded.stream(request)) as events:
-        for result in watch(events, f"{pictures} pictures" if pictures > 1 else "1 picture"):
+        for result in watch(events, f"{pictures} {what}s" if pictures > 1 else f"1 {what}"):
             if original is not None and "novel" in original:  # of which seed it was a further try: no pixel depends on it
                 result.recipe["novel"] = original["novel"]
-            path = output.keep(result, out, before.get(result.prompt, 0))
+            path = output.keep(result, out, loaded.kind, before.get(result.prompt, 0))
             line: dict[str, Any] = {"path": str(path), "seed": result.seed, "prompt": result.prompt}
             line |= novelty.tell(result, path) if novelty else {}
             print(json_.dumps({**line, "milliseconds": round(result.milliseconds, 1)}) if json else path, flush=True)
             if grid is not None:
                 made.append(result)
     if made and grid is not None:  # a shard of a small job may have none
-        _sheet(request, made, grid)
+        _sheet(request, made, grid, loaded.kind)
     _report(pictures, request.seed, time.monotonic() - start)
     return _compare(like, original, path) if like is not None and original is not None else 0
 
@@ -181,17 +189,39 @@ def _asked(prompts: Sequence[str], given: Mapping[str, Any]) -> GenerateRequest:
     return check(GenerateRequest, {"prompts": list(prompts), **given}).settled()
 
 
-def _asked_like(like: Path, prompts: Sequence[str], given: Mapping[str, Any]) -> tuple[GenerateRequest, dict[str, Any]]:
-    """The request that made a picture, and the recipe that says so."""
-    from unfog.modalities.image.show import read_recipe
+def _asked_like(
+    like: Path, prompts: Sequence[str], given: Mapping[str, Any], model: str | None
+) -> tuple[GenerateRequest, dict[str, Any]]:
+    """The request that made an item, and the recipe that says so."""
     from unfog.requests import from_recipe
 
     options = ["-n" if key == "n" else f"--{key}" for key in given]
     if prompts or options:
         extra = ", ".join([*(["the prompt"] if prompts else []), *options])
         raise UserError(f"--like: remakes one picture exactly as it was; leave out {extra}")
-    recipe = read_recipe(like)
+    recipe = _recipe_in(like, model)
+    if recipe.get("edit"):
+        raise UserError(f"--like: {like} was made by `unfog edit` of another file; edit that again with its recipe's settings")
     return from_recipe(recipe), recipe
+
+
+def _recipe_in(like: Path, model: str | None) -> dict[str, Any]:
+    """The recipe inside a file: a PNG's, or, beside a model, one of its kind's. Raises UserError where there is none."""
+    import unfog
+    from unfog.modalities.image.show import read_recipe
+
+    kind = unfog.load(model).kind if model is not None and like.suffix.lower() != ".png" else None
+    if kind is None:
+        if like.suffix.lower() != ".png" and like.is_file():
+            raise UserError(f"--like: {like} is no PNG; give the model that made it with --model")
+        return read_recipe(like)
+    try:
+        recipe = kind.from_bytes(like.read_bytes(), str(like))[1]
+    except OSError as error:
+        raise UserError(f"{like}: cannot be read ({error.strerror or error}); give a file that unfog made") from None
+    if not recipe:
+        raise UserError(f"{like}: carries no recipe; give a file that unfog made and no other program saved again")
+    return recipe
 
 
 def _check_model(loaded: Model, request: GenerateRequest, recipe: Mapping[str, Any] | None, like: Path | None) -> None:
@@ -217,7 +247,7 @@ def _model_of(recipe: dict[str, Any] | None, like: Path | None) -> str:
     return name
 
 
-def _sheet(request: GenerateRequest, made: list[Result], file: Path) -> None:
+def _sheet(request: GenerateRequest, made: list[Result], file: Path, kind: Modality) -> None:
     """One row a prompt where the pictures of a prompt fit in a row, else about a square."""
     from unfog.cli.output import make_folder
     from unfog.modalities.image.show import contact_sheet, save_png
@@ -226,8 +256,12 @@ def _sheet(request: GenerateRequest, made: list[Result], file: Path) -> None:
     columns = request.n if len(request.prompts) > 1 and 1 < request.n <= 16 and not request.shard else None
     labels = [f"{result.seed}: {result.prompt}" for result in made]
     make_folder(file.parent)
+    if kind.name == "image":
+        sheet = contact_sheet([result.image for result in made], labels, columns)
+    else:
+        sheet = kind.render([result.item for result in made], [result.prompt for result in made])
     # The mark by which a later run knows that it may replace this file.
-    save_png(contact_sheet([result.image for result in made], labels, columns), file, {"sheet": len(made)})
+    save_png(sheet, file, {"sheet": len(made)})
 
 
 def _compare(like: Path, recipe: dict[str, Any], path: Path) -> int:
@@ -238,9 +272,11 @@ def _compare(like: Path, recipe: dict[str, Any], path: Path) -> int:
 
     if path.read_bytes() == like.read_bytes():
         return 0
-    with Image.open(like) as before, Image.open(path) as after:
-        same = (before.mode, before.size, before.tobytes()) == (after.mode, after.size, after.tobytes())
+    same = False
+    if path.suffix == ".png":
+        with Image.open(like) as before, Image.open(path) as after:
+            same = (before.mode, before.size, before.tobytes()) == (after.mode, after.size, after.tobytes())
     whose = f"{like} was made by unfog {recipe['version']}, this is {unfog.__version__}"
     why = whose if recipe["version"] != unfog.__version__ else "made on another processor or with other libraries"
-    complain(f"--like: {path} has {'the same pixels but another file' if same else 'different pixels'} ({why})")
+    complain(f"--like: {path} has {'the same pixels but another file' if same else 'different content'} ({why})")
     return 0 if same else 1

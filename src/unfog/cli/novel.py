@@ -39,6 +39,8 @@ class Novelty:
         """Reads the training data, or what is kept of it. Raises: UserError where it is not there."""
         from unfog.evaluation.memory import data_of, memory
 
+        if model.kind.name != "image":
+            raise UserError(f"novel: {model.name} makes no pictures; `unfog evaluate` says how near to its data it comes")
         self.model, self.request = model, request
         self.memory: Memory = memory(data_of(model, request.against))
         self._found: dict[int, Checked] = {}
@@ -73,7 +75,8 @@ class Novelty:
 
 def beside(image: Image.Image, original: Image.Image, name: str, path: Path) -> Path:
     """Write a picture and its original on one sheet, as NAME_near.png in the picture's folder; no foreign file is replaced."""
-    from unfog.modalities.image.show import contact_sheet, png_bytes, write_bytes
+    from unfog.files import write_bytes
+    from unfog.modalities.image.show import contact_sheet, png_bytes
 
     data = png_bytes(contact_sheet([image, original], [path.name, name], 2), {"sheet": 2})
     for k in range(1, 1_000):  # slugs hold no underscore, so no picture has such a name

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from unfog.errors import UserError
 
 if TYPE_CHECKING:
+    from unfog.modalities.contract import Modality
     from unfog.requests import Result
 
 LONGEST_SLUG = 60  # characters; with style, seed and suffix well below every file system's 255
@@ -85,21 +86,21 @@ def namesakes(prompts: Sequence[str], style: str | None) -> dict[str, int]:
     return found
 
 
-def keep(result: Result, folder: Path, before: int = 0) -> Path:
-    """Write a picture into the folder under the first fitting name; returns its path. Raises: UserError.
+def keep(result: Result, folder: Path, kind: Modality, before: int = 0) -> Path:
+    """Write an item into the folder under the first fitting name; returns its path. Raises: UserError.
 
-    before: pictures of the same name that another shard of the job makes and that come before this one.
+    before: items of the same name that another shard of the job makes and that come before this one.
     """
-    from unfog.modalities.image.show import png_bytes, write_bytes
+    from unfog.files import write_bytes
 
     make_folder(folder)
     style = result.recipe.get("style")
     name = stem(result.prompt, style, result.seed)
-    data = png_bytes(result.image, result.recipe)
+    data, suffix = kind.to_bytes(result.item, result.recipe), kind.suffix
     for k in range(1 + before, MOST_NAMESAKES):
-        path = folder / (f"{name}.png" if k == 1 else f"{name}_{k}.png")
+        path = folder / (f"{name}{suffix}" if k == 1 else f"{name}_{k}{suffix}")
         if not os.path.lexists(path) and write_bytes(path, data, replace=False):
             return path
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return path
-    raise UserError(f"--out: {folder} holds {MOST_NAMESAKES:,} pictures named {name}; choose another folder")
+    raise UserError(f"--out: {folder} holds {MOST_NAMESAKES:,} files named {name}; choose another folder")

@@ -18,6 +18,7 @@ def train(
     steps: Whole | None = None,
     minutes: Real | None = None,
     start: str | None = None,
+    kind: str | None = None,
     preset: str | None = None,
     budget: str | None = None,
     force: Flag = False,
@@ -58,6 +59,8 @@ def train(
         Training steps; without it, the recipe's own, or as many as the budget holds.
     minutes
         Stop, save and finish after this long.
+    kind
+        The kind of data, where they are no pictures (see `unfog models --kinds`).
     preset
         Named settings for pictures of one's own: tiny, small, base, large or dit-small; without it, the largest
         that learns enough within the budget.

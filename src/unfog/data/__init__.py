@@ -6,11 +6,16 @@ from pathlib import Path
 
 from unfog.errors import UserError
 
+FOLDER = Path(__file__).parent
+
+
+def known() -> dict[str, Path]:
+    """Every shipped data set by its name."""
+    return {p.stem: p for p in sorted(FOLDER.iterdir()) if p.is_file() and p.suffix != ".py"}
+
 
 def path(name: str) -> Path:
     """Where a shipped data set lies, e.g. "emoji-64". Raises UserError for an unknown name."""
-    found = Path(__file__).parent / f"{name}.zip"
-    if not found.is_file():
-        known = ", ".join(sorted(p.stem for p in Path(__file__).parent.glob("*.zip")))
-        raise UserError(f"no shipped data set named {name!r}; known: {known}")
-    return found
+    if name not in known():
+        raise UserError(f"no shipped data set named {name!r}; known: {', '.join(known())}")
+    return known()[name]

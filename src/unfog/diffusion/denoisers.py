@@ -50,6 +50,9 @@ class Preconditioned:
     "logsnr", clamped to [−20, 20], or "index", the nearest index of a `Table` schedule; (B,) float32. sigma_min: level σ/α
     below which the network was not trained: there it is asked about x_t·α_min/α_t at that level, as if noise were left. A
     network that predicts x0 is far off below its training, and finer grids would end farther and farther from the data.
+    project(x (B, *D), cond): a linear map onto what x0 can be (padding 0, centre of mass 0), after which noise outside of it is
+    unseen and no result lies there: the process on that subspace, for every sampler (Hoogeboom et al. 2022, arXiv:2203.17003,
+    section 3.1, has it in the noise).
     """
 
     logsnr_limit = 20.0
@@ -61,6 +64,7 @@ class Preconditioned:
         prediction: str | Prediction = "v",
         noise_input: str = "logsnr",
         sigma_min: float = 0.0,
+        project: Callable[[Tensor, Cond | None], Tensor] | None = None,
     ) -> None:
         if noise_input not in ("logsnr", "index"):
             raise UserError(f"noise_input must be 'logsnr' or 'index', got {noise_input!r}")
@@ -68,6 +72,7 @@ class Preconditioned:
         self.process = process
         self.prediction = prediction_from_config(prediction)
         self.noise_input = noise_input
+        self.project = project
         if not 0.0 <= sigma_min < math.inf:
             raise UserError(f"sigma_min must be a level of sigma/alpha, at least 0, got {sigma_min!r}")
         self.sigma_min = sigma_min
@@ -103,6 +108,7 @@ class Preconditioned:
     def raw(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Tensor:
         """The network's own output (B, *D) for x_t (B, *D) at t, in x_t's dtype; the loss reads it."""
         schedule = self.process.schedule
+        x_t = self.projected(x_t, cond)
         scale = self.prediction.c_in(schedule.alpha(t), schedule.sigma(t)) if self.prediction.scale_input else 1.0
         given = x_t if isinstance(scale, float) and scale == 1.0 else expand(scale, x_t) * x_t
         dtype = _dtype(self.network)
@@ -113,7 +119,11 @@ class Preconditioned:
         out = self.network(given, self.noise_level(t, x_t.shape[0], x_t.device), cond)
         if out.shape != x_t.shape:
             raise ValueError(f"the network returned shape {tuple(out.shape)} for an input of shape {tuple(x_t.shape)}")
-        return out.to(x_t.dtype)
+        return self.projected(out.to(x_t.dtype), cond)
+
+    def projected(self, x: Tensor, cond: Cond | None) -> Tensor:
+        """x (B, *D) where x0 can be."""
+        return x if self.project is None else self.project(x, cond)
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Tensor:
         """x0 (B, *D), float32 (float64 if x_t is), for x_t (B, *D), t float or (B,)."""
@@ -132,7 +142,7 @@ class Preconditioned:
         out = expand(c_out, x_t) * self.raw(x_t, t, cond)
         if isinstance(c_skip, float) and c_skip == 0.0:
             return out
-        return out + expand(c_skip, x_t) * x_t
+        return out + expand(c_skip, x_t) * self.projected(x_t, cond)
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def denoising_loss(
     """
     chosen = lookup(WEIGHTS, weight, "weight") if isinstance(weight, str) else weight
     dtype = torch.float64 if x0.dtype == torch.float64 else torch.float32
-    x0, noise = x0.to(dtype), noise.to(dtype)
+    x0, noise = (denoiser.projected(y.to(dtype), cond) for y in (x0, noise))
     schedule = denoiser.process.schedule
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x_t = denoiser.process.mix(x0, noise, t)

@@ -21,11 +21,15 @@ from unfog.evaluation.cache import features_of
 from unfog.evaluation.conditions import concepts_of, conditions
 from unfog.evaluation.copied import copied
 from unfog.evaluation.fidelity import LEAST, few, fidelity, names
+from unfog.evaluation.items import SHOWN, items_at, report_of, sheets
+from unfog.evaluation.items import made_by as made_items
 from unfog.evaluation.readers import Reader
 from unfog.evaluation.readers import reader as reader_of
 from unfog.evaluation.report import Difference, Evaluation, Figure, Measure, Report
 from unfog.evaluation.samples import SIDE, Asked, PictureModel, Samples, caption, data_at, found_in, made_by
 from unfog.evaluation.statistics import Estimate, differ, difference_interval
+from unfog.modalities import modality
+from unfog.modalities.contract import Modality
 
 if TYPE_CHECKING:
     from unfog.evaluation.memorisation import Memorisation
@@ -68,10 +72,15 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
             raise UserError(f"out: {request.out} ends in neither .json nor .html; choose one")
     if request.n < LEAST and not request.force:
         raise UserError(few(request.n))
-    data = _data(request.against)
-    reader = reader_of(request.reader if not isinstance(data, np.ndarray) else "values")
     asked = Asked(request.n, request.seed, request.batch, request.sampler, request.steps, request.scale)
-    found = [_subject(name, data, request.against, reader, asked, request) for name in request.models]
+    kind = _kind(request)
+    if kind.name != "image":
+        found = _items(kind, request, asked)
+    else:
+        against = request.against or "emoji-64"
+        data = _data(against)
+        reader = reader_of(request.reader if not isinstance(data, np.ndarray) else "values")
+        found = [_subject(name, data, against, reader, asked, request) for name in request.models]
     differences = [d for other in found[1:] for d in differences_of(found[0], other)]
     evaluation = Evaluation(reports=[one.report for one in found], differences=differences)
     if request.out is not None:
@@ -82,6 +91,54 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
         except OSError as error:
             raise UserError(f"out: {request.out} cannot be written ({error.strerror or error}); choose another place") from None
     return evaluation
+
+
+def _is_model(name: str) -> bool:
+    place = Path(name)
+    return any((folder / "model.json").is_file() for folder in (place, place / "model")) or not place.exists()
+
+
+def _kind(request: EvaluateRequest) -> Modality:
+    """The kind of data that a request is about: said, or that of the first model. Raises UserError where models differ."""
+    from unfog.model import load
+
+    kinds = {name: load(name).kind for name in request.models if _is_model(name)}
+    first = next(iter(kinds.values()), modality(request.kind or "image"))
+    for name, kind in kinds.items():
+        if kind.name != (request.kind or first.name):
+            raise UserError(f"{name}: is a model of the kind {kind.name}, not {request.kind or first.name}; compare one kind")
+    return first
+
+
+def _items(kind: Modality, request: EvaluateRequest, asked: Asked) -> list[Found]:
+    """What a request's names stand for, of a kind that is not pictures, measured."""
+    from unfog.model import load
+
+    models = {name: load(name) for name in request.models if _is_model(name)}
+    against = request.against or next((str(m.card["training"]["data"]) for m in models.values()), None)
+    if against is None:
+        raise UserError("against: is missing; give the data to compare with")
+    data = items_at(kind, against)
+    space = next((m.space for m in models.values()), None) or kind.fit(data, kind.options())
+    found = []
+    for name in request.models:
+        model = models.get(name)
+        if model is not None:
+            made, prompts, seconds = made_items(model, data, asked)
+        else:
+            own = items_at(kind, name)
+            made, prompts, seconds = list(own.raw[: asked.n]), list(own.prompts[: asked.n]), None
+        called = model.name if model is not None else Path(name).name
+        report, estimates, values = report_of(called, model, made, prompts, kind, space, data, asked, request.force, seconds)
+        shown = [int(i) for i in np.linspace(0, len(made) - 1, min(SHOWN, len(made)))]
+        labels = [prompts[i] for i in shown]
+        pairs = list(zip(prompts, range(len(prompts)), strict=True)) if model is not None else []
+        places = data.split("heldout") or list(range(len(data)))
+        alike = [next((i for i in places if data.prompts[i] == label), places[0]) for label in labels]
+        drawn = sheets(kind, [made[i] for i in shown], labels), sheets(kind, [data.raw[i] for i in alike], labels)
+        both = drawn if all(d is not None for d in drawn) else (None, None)
+        found.append(Found(report, estimates, "model space", values, pairs, both[0], labels, both[1]))
+    return found
 
 
 def _data(against: str) -> PictureSet | NDArray[Any]:
@@ -122,8 +179,7 @@ def _subject(
     if numbers is not None and isinstance(data, np.ndarray):
         return measure_numbers(numbers[: asked.n], data, place.name, Path(against).name, reader, request.force)
     assert not isinstance(data, np.ndarray)
-    is_model = any((folder / "model.json").is_file() for folder in (place, place / "model")) or not place.exists()
-    if not is_model and not (place / "adapter.json").is_file():
+    if not _is_model(name) and not (place / "adapter.json").is_file():
         return measure(found_in(PictureSet.open(place), data, asked.n), data, reader=reader, seed=asked.seed, force=request.force)
     model = load(name)
     samples = made_by(model, data, asked)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Cond = dict[str, Tensor]
 ANY = "any"  # the prompt that asks for nothing in particular
+OWN = ("mask",)  # keys of cond that say what an item is made of, whatever was asked for
 
 
 class Options(BaseModel):
@@ -56,7 +57,7 @@ class Items:
 
 
 class Space(Protocol):
-    """Model space as one data set has set it (means, classes, sizes); a model card carries `card()`, `Modality.space` reads it."""
+    """Model space as one data set set it (means, classes, sizes). A model's card carries `card()`, `Modality.space` reads it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,6 +90,11 @@ class Space(Protocol):
         ...
 
 
+def without(cond: Cond, nothing: Cond) -> Cond:
+    """Guidance's other branch (B): `nothing` (B or 1) said of the same items."""
+    return {**cond, **{key: value.expand_as(cond[key]) for key, value in nothing.items() if key not in OWN}}
+
+
 @dataclass(frozen=True)
 class Measured:
     """One row of what a kind measures of samples, beside the same of real held-out items.
@@ -116,9 +122,10 @@ class Modality:
     networks: the kind's own, beside the shared ones: name -> builder(**settings), called network(x_t, logsnr, cond).
     measure(made, prompts, real, seed): what evaluation says of samples made for prompts, beside real held-out items.
     render(raw, labels): one sheet of items, RGB. suffix: of the files that samples become, such as ".wav".
-    to_bytes(raw, recipe): a file's bytes, equal for equal items; the recipe stands in them. from_bytes: back; {} without one.
-    keep(raw, spec): of `--keep SPEC`: True in model space (*shape) where an item is to stay as it is.
-    paste(made, raw, spec): `made` with exactly what `raw` holds where it was to stay.
+    to_bytes(raw, recipe): a file's bytes, equal for equal items; the recipe stands in them. from_bytes(data, name): back, with {}
+    where there is no recipe; raises UserError naming the file.
+    keep(space, raw, spec): of `--keep SPEC`: True in model space (*shape) where an item is to stay as it is.
+    paste(space, made, raw, spec): `made` with exactly what `raw` holds where it was to stay.
     project(x, cond): onto what items can be (padding 0, centre of mass 0, ...): around the network, and on what it learns.
     """
 
@@ -128,13 +135,13 @@ class Modality:
     fit: Callable[[Items, Any], Space]
     space: Callable[[dict[str, Any]], Space]
     presets: Mapping[str, Mapping[str, Any]]
-    measure: Callable[[Sequence[Any], Sequence[str], Items, int], list[Measured]]
+    measure: Callable[[Sequence[Any], Sequence[str], Items, int], list[Measured]] | None
     render: Callable[[Sequence[Any], Sequence[str]], Image]
     suffix: str
     to_bytes: Callable[[Any, Mapping[str, Any]], bytes]
     from_bytes: Callable[[bytes, str], tuple[Any, dict[str, Any]]]
     options: type[Options] = Options
     networks: Mapping[str, Callable[..., nn.Module]] = field(default_factory=dict)
-    keep: Callable[[Space, Any, str], NDArray[np.bool_]] | None = None
-    paste: Callable[[Space, Any, Any, str], Any] | None = None
+    keep: Callable[[Any, Any, str], NDArray[np.bool_]] | None = None
+    paste: Callable[[Any, Any, Any, str], Any] | None = None
     project: Callable[[Tensor, Cond | None], Tensor] | None = None

@@ -64,7 +64,7 @@ Drawn = Sheet | Curve
 
 
 def _saved(drawn: Drawn, path: Path) -> Path:
-    from unfog.modalities.image.show import write_bytes
+    from unfog.files import write_bytes
 
     check_place(path, drawn.SUFFIXES)
     data = drawn.data(path.suffix.lower())

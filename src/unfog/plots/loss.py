@@ -31,7 +31,7 @@ from unfog.plots.data import held_out, pictures_of, some_of
 from unfog.plots.drawn import Curve
 from unfog.plots.requests import LossRequest
 from unfog.requests import Progress
-from unfog.training.corpus import Corpus, build_corpus
+from unfog.training.picture_corpus import PictureCorpus, build_corpus
 from unfog.training.recipe import Recipe
 from unfog.training.watch import bin_losses
 
@@ -133,10 +133,10 @@ def _losses(model: Model, pictures: PictureSet, split: str, request: LossRequest
         recipe = Recipe(name=model.name, size=model.size)
     recipe = recipe.model_copy(update={"recolour": 0.0, "seed": 0, "size": model.size})
     frames = model.buckets if recipe.buckets else None
-    corpus: Corpus = build_corpus(pictures, recipe, split, model.styles, model.codec, frames=frames)
+    corpus: PictureCorpus = build_corpus(pictures, recipe, split, model.styles, model.codec, frames=frames)
     numbers, places = np.unique(corpus.texts[:, :1], return_inverse=True)  # a picture's first caption is all that is asked for
     corpus.captions, corpus.texts = [corpus.captions[i] for i in numbers], places.reshape(-1, 1)
-    states, corpus.masks = encode(TextEncoder.load(), corpus.captions, model.words)
+    states, corpus.masks = encode(TextEncoder.load(), corpus.captions, model.pictures.words)
     corpus.states = states.half()
     corpus.to(model.device)
     if corpus.plain < 2:

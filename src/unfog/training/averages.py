@@ -34,10 +34,11 @@ def average(request: AverageRequest) -> int:
     step, weights = reconstruct(request.run, request.ema, request.at)
     training = card.get("training", {})
     training |= {"steps": step, "ema": request.ema}
-    seen = training.get("pictures_seen")
+    key = "items_seen" if "items_seen" in training else "pictures_seen"
+    seen = training.get(key)
     if seen:
         batch, processes = training["recipe"]["batch"], training.get("processes", 1)
-        training["pictures_seen"] = step * batch * processes
+        training[key] = step * batch * processes
     training.pop("held_out_loss", None)  # was another's
     half = {key: value.half().contiguous() for key, value in weights.items()}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unfog.files import sha256, write_atomic
+from unfog.modalities.contract import Items
 from unfog.modalities.image.codec import RGBACodec
 from unfog.modalities.image.data import PictureSet
 
@@ -23,11 +24,19 @@ def digests(data: PictureSet) -> dict[str, str]:
     return found
 
 
-def remember(out: Path, data: PictureSet, styles: list[str], codec: RGBACodec) -> None:
-    """Write OUT/data.json: fingerprint, number of pictures, the classes' order and the codec, and each file's digest."""
-    files = digests(data)
-    said = {"fingerprint": sha256(json.dumps(files).encode()), "pictures": len(data), "styles": styles,
-            "mean": codec.mean, "std": codec.std, "files": files}  # fmt: skip
+def digests_of(items: Items) -> dict[str, str]:
+    """What each file of a set of items is known by: its size and time; and how many items of each split there are."""
+    files = [items.path] if items.path.is_file() else sorted(p for p in items.path.rglob("*") if p.is_file())
+    found = {
+        p.name if p == items.path else str(p.relative_to(items.path)): [p.stat().st_size, p.stat().st_mtime_ns] for p in files
+    }
+    splits = {split: sum(own == split for own in items.splits) for split in sorted(set(items.splits))}
+    return {name: sha256(json.dumps([stamp, splits]).encode())[:16] for name, stamp in found.items()}
+
+
+def remember(out: Path, files: dict[str, str], more: dict[str, Any]) -> None:
+    """Write OUT/data.json: fingerprint, each file's digest, and what the data have set (classes' order and codec, or a space)."""
+    said = {"fingerprint": sha256(json.dumps(files).encode()), **more, "files": files}
     write_atomic(out / FILE, (json.dumps(said, indent=0, ensure_ascii=False) + "\n").encode())
 
 
@@ -41,20 +50,25 @@ def recall(out: Path) -> dict[str, Any] | None:
         files = {str(k): str(v) for k, v in said["files"].items()}
         if said["fingerprint"] != sha256(json.dumps(files).encode()):
             raise ValueError("its fingerprint differs")
-        codec = RGBACodec(tuple(map(float, said["mean"])), tuple(map(float, said["std"])))
-        return {"files": files, "styles": [str(s) for s in said["styles"]], "codec": codec}
+        if "space" not in said:
+            of_pictures(said)
+        return {**said, "files": files}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"unfog: {path}: damaged ({str(error)[:80]}); written anew", file=sys.stderr)
         return None
 
 
-def tell_changes(data: PictureSet, began: dict[str, str]) -> None:
+def of_pictures(said: dict[str, Any]) -> tuple[list[str], RGBACodec]:
+    """Styles and codec of what was remembered of pictures."""
+    return [str(s) for s in said["styles"]], RGBACodec(tuple(map(float, said["mean"])), tuple(map(float, said["std"])))
+
+
+def tell_changes(path: Path, began: dict[str, str], now: dict[str, str]) -> None:
     """One line on stderr where the data are not those that the run began with."""
-    now = digests(data)
     kinds = {"changed": [n for n in began if n in now and began[n] != now[n]], "new": [n for n in now if n not in began],
              "gone": [n for n in began if n not in now]}  # fmt: skip
     counts = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
     if counts:
         first = ", ".join([f"{n} {kind}" for kind, names in kinds.items() for n in names[:3]][:3])
-        print(f"unfog: {data.path}: not the data that the run began with: {counts} ({first}); going on with what is there now",
+        print(f"unfog: {path}: not the data that the run began with: {counts} ({first}); going on with what is there now",
               file=sys.stderr)  # fmt: skip

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.losses import LogNormal, Space, denoising_loss, stratified
-from unfog.modalities.image.augment import drawn, labels, moved
 from unfog.networks.layers import seed_dropout
 from unfog.training.corpus import Corpus
 from unfog.training.loop import Batch
@@ -49,10 +47,6 @@ class Denoising:
     def batch(self, index: int, rows: slice = slice(None)) -> Batch:
         """x0 (B, *D), cond, t (B,) and noise (B, *D) of these rows of batch `index`."""
         x0, cond = self.corpus.batch(self.recipe, index, rows)
-        if self.recipe.augment:
-            changes = drawn(np.random.default_rng([self.recipe.seed, index, 3]), self.recipe.batch, self.recipe.augment)[rows]
-            clear = self.corpus.codec.encode(torch.zeros(1, 1, 1, 4, dtype=torch.uint8))[0, :, 0, 0]
-            x0, cond = moved(x0, changes, clear), {**cond, "augment": labels(changes).to(x0.device)}
         t, noise = self.draw(x0.shape, index, rows)
         seeds = torch.tensor([mixed(self.recipe.seed, index, row, 1) for row in range(self.recipe.batch)[rows]])
         return {"x0": x0, "cond": cond, "t": t, "noise": noise, "seeds": seeds}

@@ -26,6 +26,8 @@ import torch
 from unfog.diffusion import Gaussian, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError
+from unfog.modalities import modality
+from unfog.modalities.contract import Items
 from unfog.modalities.image.captions import captions
 from unfog.modalities.image.data import PictureSet
 from unfog.model import Model
@@ -34,20 +36,22 @@ from unfog.precision import fastest
 from unfog.requests import EstimateRequest, TrainRequest
 from unfog.training.budget import KEPT, MINUTES, Budget, clock, recorded
 from unfog.training.checkpoint import Checkpoints
-from unfog.training.corpus import Corpus, build_corpus
+from unfog.training.corpus import Corpus
 from unfog.training.denoising import Denoising
 from unfog.training.ema import WIDTHS
 from unfog.training.gate import FITTED, TRIED, Finding, Scene, examine
 from unfog.training.gate_scene import warning
+from unfog.training.item_corpus import item_corpora
 from unfog.training.loop import averages_of, train_step
 from unfog.training.machine import Peak, crowded, memory, resident, since_start, start_clock
 from unfog.training.optimisers import optimiser_of
 from unfog.training.parallel import parallelise
 from unfog.training.peers import Peers
+from unfog.training.picture_corpus import build_corpus
 from unfog.training.presets import CHOSEN, EPOCHS, LEAST_STEPS, PRESETS
 from unfog.training.recipe import Recipe
 from unfog.training.tuning import prepare
-from unfog.training.watch import COUNT, NOISE_BINS, draw_samples, held_out_loss, rows_shown, sheet
+from unfog.training.watch import COUNT, KNOWN, NOISE_BINS, draw_samples, held_out_loss
 
 SAMPLE, CAPTIONS = 128, 96  # pictures read and captions encoded to learn how fast that goes
 STEPS, LONGEST = (3, 12), 6.0  # steps measured, fewest and most, and seconds after which no further one begins
@@ -62,9 +66,7 @@ FEWEST = 20  # steps that are still called training
 class Data:
     """A data set as measured on a few of its pictures."""
 
-    corpus: Corpus  # the few, with text states that are some captions' own
-    held: Corpus
-    encoder: TextEncoder
+    corpus: Corpus  # of pictures a few, with text states that are some captions' own
     pictures: int  # in the whole set, trained on and held out
     captions: int
     seconds: float  # to read all, text states included
@@ -133,7 +135,22 @@ class Estimate:
         return "\n".join([*lines, *(f"{finding.degree:14}{finding.text}" for finding in self.warnings)])
 
 
-def measure_data(data: PictureSet, recipe: Recipe, model: Model | None = None) -> Data:
+def measure_data(data: PictureSet | Items, recipe: Recipe, model: Model | None = None) -> Data:
+    """What there is to learn from, and what reading it takes."""
+    return _measure_items(data, recipe, model) if isinstance(data, Items) else _measure_pictures(data, recipe, model)
+
+
+def _measure_items(items: Items, recipe: Recipe, model: Model | None) -> Data:
+    """The items are at hand already; 128 of them, encoded, say how large they are in model space."""
+    kind, base = modality(recipe.kind), resident()
+    start = time.perf_counter()
+    corpus, _ = item_corpora(kind, items, model.space if model else kind.fit(items, kind.options.model_validate(recipe.options)))
+    x0, _ = corpus.known(np.arange(min(SAMPLE, corpus.plain)))
+    kept = round(x0[0].numel() * x0.element_size() * min(corpus.plain, KNOWN))  # what looking for copies holds
+    return Data(corpus, corpus.plain, 0, time.perf_counter() - start, kept, 2 * kept, base)
+
+
+def _measure_pictures(data: PictureSet, recipe: Recipe, model: Model | None) -> Data:
     """Read SAMPLE pictures and encode CAPTIONS captions, and reckon what all of them take."""
     base = resident()
     encoder = TextEncoder.load()
@@ -167,7 +184,7 @@ def measure_data(data: PictureSet, recipe: Recipe, model: Model | None = None) -
     # text states are held twice while they are put together, and once more while they are written
     reading = max(round(peak.growth / corpus.plain * count), kept + 2 * state_bytes)
     base = max(resident() - sum(t.numel() * t.element_size() for t in (corpus.pictures, corpus.states)), base)
-    return Data(corpus, corpus, encoder, count, total, each * count + rate * total, kept + state_bytes, reading, base)
+    return Data(corpus, count, total, each * count + rate * total, kept + state_bytes, reading, base)
 
 
 def measure_steps(recipe: Recipe, data: Data, model: Model | None, longest: float = LONGEST) -> Speed:
@@ -178,12 +195,13 @@ def measure_steps(recipe: Recipe, data: Data, model: Model | None, longest: floa
     dtype, corpus = fastest(device), data.corpus
     with torch.random.fork_rng(), tempfile.TemporaryDirectory(prefix="unfog-") as folder:
         with Peak() as peak:
-            network = first_network(recipe, len(corpus.styles), model).to(device)
+            network = first_network(recipe, corpus, model).to(device)
             corpus.to(device)
             if recipe.lora:
                 prepare(recipe, network)
             stepped = parallelise(network, recipe, Peers(), device)
-            denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
+            denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction,
+                                      project=modality(recipe.kind).project)  # fmt: skip
             task = Denoising(recipe, corpus, denoiser, network, device)
             optimiser, averages = optimiser_of(recipe, network, task.extra), averages_of(recipe, network)
             network.train()
@@ -203,7 +221,11 @@ def measure_steps(recipe: Recipe, data: Data, model: Model | None, longest: floa
         size = sum(p.stat().st_size for p in Path(folder).rglob("*.safetensors"))
         parameters = sum(p.numel() for p in network.parameters())
         report, picture = _report(
-            Preconditioned(averages[0].network, denoiser.process, recipe.prediction), data, recipe, dtype, device
+            Preconditioned(averages[0].network, denoiser.process, recipe.prediction, project=denoiser.project),
+            data,
+            recipe,
+            dtype,
+            device,
         )
         report += saved * 2 * parameters / size  # the model folder, at half precision
     # a checkpoint is made on top of what the steps have left, freed or not: little of it goes back to the system
@@ -221,9 +243,9 @@ def _report(denoiser: Preconditioned, data: Data, recipe: Recipe, dtype: torch.d
     held_out_loss(denoiser, corpus, dtype, device, count=16)
     one = (time.perf_counter() - start) / (len(NOISE_BINS) * min(16, corpus.plain))  # seconds of one evaluation of one picture
     start = time.perf_counter()
-    drawn = draw_samples(denoiser, corpus, recipe, dtype, device, rows=2)
-    page = png_bytes(sheet(*drawn, len(corpus.styles)))
-    shown = rows_shown(len(corpus.styles), data.pictures) / min(2, corpus.plain)
+    made, labels, _ = draw_samples(denoiser, corpus, recipe, dtype, device, rows=2)
+    page = png_bytes(corpus.sheet(made, labels))
+    shown = len(corpus.asked(recipe, 8)[1]) / len(labels)
     return (time.perf_counter() - start) * shown + one * len(NOISE_BINS) * held * LOSSES, round(len(page) * shown)
 
 
@@ -266,7 +288,7 @@ def fitted(recipe: Recipe, data: Data, speed: Speed, seconds: float, start: floa
     return recipe.model_copy(update=changed)
 
 
-def planned(request: TrainRequest | EstimateRequest, recipe: Recipe, data: PictureSet, model: Model | None) -> tuple[
+def planned(request: TrainRequest | EstimateRequest, recipe: Recipe, data: PictureSet | Items, model: Model | None) -> tuple[
     Recipe, Estimate | None
 ]:  # fmt: skip
     """The recipe of a request with its steps, and its preset where none is named, chosen so that a budget is kept.
@@ -285,7 +307,8 @@ def planned(request: TrainRequest | EstimateRequest, recipe: Recipe, data: Pictu
         seconds = MINUTES * 60
     if seconds is None and isinstance(request, TrainRequest):
         return recipe, None
-    names = [named] if named else list(CHOSEN) if folder and model is None and request.steps is None else [None]
+    chosen_here = folder and model is None and recipe.kind == "image"
+    names: list[Any] = [named] if chosen_here and named else list(CHOSEN) if chosen_here and request.steps is None else [None]
     began, own = since_start(), {"name": recipe.name, "data": recipe.data, "seed": recipe.seed}
     kept: dict[int, Data] = {}
     if len(names) > 1:
@@ -320,7 +343,9 @@ def planned(request: TrainRequest | EstimateRequest, recipe: Recipe, data: Pictu
     raise AssertionError("the last of the names is always taken")
 
 
-def _candidates(names: list[Any], own: dict[str, Any], data: PictureSet, kept: dict[int, Data], seconds: float) -> list[Any]:
+def _candidates(
+    names: list[Any], own: dict[str, Any], data: PictureSet | Items, kept: dict[int, Data], seconds: float
+) -> list[Any]:
     """Presets that may reach what they want, by a short look at the smallest; the last is always one."""
     recipe = PRESETS[names[-1]].recipe(**own)
     kept[recipe.size] = measure_data(data, recipe)
@@ -330,14 +355,15 @@ def _candidates(names: list[Any], own: dict[str, Any], data: PictureSet, kept: d
     return [n for n in names if reached / PRESETS[n].cost * 1.3 >= PRESETS[n].wanted]
 
 
-def scene(recipe: Recipe, data: Data, found: PictureSet, model: Model | None) -> Scene:
+def scene(recipe: Recipe, data: Data, found: PictureSet | Items, model: Model | None) -> Scene:
     """What the checks look at: the real network, and the pictures that were read."""
     from unfog.training.run import first_network
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng():
-        network = first_network(recipe, len(data.corpus.styles), model).to(device)
-    denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
+        network = first_network(recipe, data.corpus, model).to(device)
+    process, project = Gaussian(schedule_from_config(recipe.schedule)), modality(recipe.kind).project
+    denoiser = Preconditioned(network, process, recipe.prediction, project=project)
     count = len(found.split("train"))
     return Scene(recipe, data.corpus, data.corpus, denoiser, network, device, model, count=count)
 
@@ -366,7 +392,7 @@ def estimate(request: EstimateRequest) -> Estimate:
     return found
 
 
-def begin(request: TrainRequest, recipe: Recipe, data: PictureSet, model: Model | None) -> tuple[Recipe, Budget | None]:
+def begin(request: TrainRequest, recipe: Recipe, data: PictureSet | Items, model: Model | None) -> tuple[Recipe, Budget | None]:
     """The recipe that a run trains by and its plan, which keeps it within a budget; None where a recipe file says it all."""
     import sys
 

@@ -48,9 +48,11 @@ from unfog.networks.layers import fourier
 from unfog.precision import fastest
 from unfog.training.ema import PowerEMA
 from unfog.training.gate_data import duplicates, held_out, items, labels, texts, values
+from unfog.training.gate_items import encoded, repeated
 from unfog.training.gate_scene import Finding, Scene, error, warning
 from unfog.training.loop import EMA_EVERY, Batch, part, train_step
 from unfog.training.optimisers import optimiser_of
+from unfog.training.picture_corpus import PictureCorpus
 
 __all__ = ["Finding", "Scene", "examine", "guard"]
 
@@ -241,29 +243,16 @@ def awake(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def conditions(scene: Scene) -> Iterator[Finding]:
-    """Noise level, caption and style each move the output of the network (on a copy whose zeros are filled)."""
+    """Noise level and each condition move the output of the network (on a copy whose zeros are filled)."""
     network, denoiser, task = scene.copied()
     awake(network).float().eval()
     batch = task.batch(0, slice(0, min(scene.recipe.batch, 4)))
     x_t = denoiser.process.mix(batch["x0"], batch["noise"], batch["t"])
-    cond, t = dict(batch["cond"]), batch["t"]
-    states, masks = scene.corpus.states, scene.corpus.masks
-    if "text" in cond and states is not None and masks is not None:
-        cond["text"] = states[1 % len(states)].float().expand_as(cond["text"])
-        cond["text_mask"] = masks[1 % len(masks)].expand_as(cond["text_mask"])
-    classes = len(scene.corpus.styles)
-    changes: list[tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = []
-    if "text" in cond:
-        changes.append(("captions", lambda c: {**c, "text": c["text"].flip(-1) * 1.5},
-                        "build the network with text_dim 384, and pass cond to it"))  # fmt: skip
-    if classes:
-        label = torch.zeros(len(t), dtype=torch.long, device=t.device)
-        cond["class"] = label
-        changes.append(("styles", lambda c: {**c, "class": label + classes},
-                        f"build the network with classes {classes}, and pass cond to it"))  # fmt: skip
+    t = batch["t"]
+    cond, changes = scene.corpus.changed(batch["cond"])
     try:
         plain = denoiser.raw(x_t, t, cond)
-        heard = {name: denoiser.raw(x_t, t, change(cond)) for name, change, _ in changes}
+        heard = {name: denoiser.raw(x_t, t, other) for name, other, _ in changes}
     except (RuntimeError, IndexError) as failed:
         reason = str(failed).split("\n")[0][:100]
         yield error("network", f"network: fails on the first batch ({reason}); mend settings or size in the recipe")
@@ -356,22 +345,10 @@ def overfit(scene: Scene) -> Iterator[Finding]:
         )
 
 
-CHECKS: tuple[Callable[[Scene], Iterator[Finding]], ...] = (
-    items,
-    values,
-    duplicates,
-    held_out,
-    texts,
-    labels,
-    settings,
-    schedule,
-    weight,
-    precision,
-    draws,
-    conditions,
-    declared,
-    overfit,
-)
+Check = Callable[[Scene], Iterator[Finding]]
+OF_PICTURES: tuple[Check, ...] = (items, values, duplicates, held_out, texts, labels)
+OF_ITEMS: tuple[Check, ...] = (items, encoded, repeated)
+CHECKS: tuple[Check, ...] = (settings, schedule, weight, precision, draws, conditions, declared, overfit)
 
 
 def examine(scene: Scene) -> list[Finding]:
@@ -379,7 +356,7 @@ def examine(scene: Scene) -> list[Finding]:
     devices = [torch.cuda.current_device()] if scene.device == "cuda" else []
     found: list[Finding] = []
     with torch.random.fork_rng(devices):
-        for check in CHECKS:
+        for check in (*(OF_PICTURES if isinstance(scene.corpus, PictureCorpus) else OF_ITEMS), *CHECKS):
             found += check(scene)
             if any(finding.about in ("network", "labels") and finding.degree == "error" for finding in found):
                 break  # what runs the network would end in the same place

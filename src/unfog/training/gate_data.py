@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unfog.training.corpus import Corpus
 from unfog.training.gate_scene import Finding, Scene, error, warning
+from unfog.training.picture_corpus import PictureCorpus
 
 LOOKED_AT = 4096  # pictures that are hashed
 ENCODED = 256  # pictures that are encoded and decoded
@@ -21,9 +22,16 @@ BY_HEART = 2000  # times that a picture may be seen
 WEIGHTS_EACH = 200_000  # parameters a picture
 
 
+def of_pictures(corpus: Corpus) -> PictureCorpus:
+    """The corpus, which is of pictures: these checks are asked of no other."""
+    assert isinstance(corpus, PictureCorpus)
+    return corpus
+
+
 def _several(scene: Scene, number: int = ENCODED) -> Tensor:
     """Some pictures of the whole set, evenly, (B, H, W, 4) uint8 on the host; of several shapes, those of the commonest."""
-    corpus, plain = scene.corpus, scene.corpus.plain
+    corpus = of_pictures(scene.corpus)
+    plain = corpus.plain
     places = np.unique(np.linspace(0, plain - 1, min(number, plain)).astype(int))
     return torch.from_numpy(np.stack(corpus.pixels(places[max(corpus.alike(places), key=len)])))
 
@@ -60,7 +68,7 @@ def items(scene: Scene) -> Iterator[Finding]:
 def values(scene: Scene) -> Iterator[Finding]:
     """x0 finite, about zero mean and unit variance, and back to the same picture."""
     pictures = _several(scene)
-    codec = scene.corpus.codec
+    codec = of_pictures(scene.corpus).codec
     x0 = codec.encode(pictures)
     if not torch.isfinite(x0).all():
         yield error("finite", "data: encoded pictures hold NaN or infinity; mend the codec's mean and std")
@@ -98,7 +106,7 @@ def values(scene: Scene) -> Iterator[Finding]:
         )
 
 
-def hashes(corpus: Corpus, count: int) -> tuple[list[bytes], list[bytes]]:
+def hashes(corpus: PictureCorpus, count: int) -> tuple[list[bytes], list[bytes]]:
     """Exact and near hashes of the first `count` pictures, in any order, but the same in both."""
     exact, near = [], []
     for places in corpus.alike(np.arange(count)):
@@ -127,7 +135,7 @@ def duplicates(scene: Scene) -> Iterator[Finding]:
     count = min(scene.corpus.plain, LOOKED_AT)
     if count < 2:
         return
-    exact, near = hashes(scene.corpus, count)
+    exact, near = hashes(of_pictures(scene.corpus), count)
     copies, alike = (1 - len(set(found)) / count for found in (exact, near))
     first = [name for name, number in Counter(exact).items() if number > 1]
     if len(set(exact)) == 1:
@@ -152,8 +160,8 @@ def held_out(scene: Scene) -> Iterator[Finding]:
     """Pictures that are held out and trained on."""
     if scene.held is scene.corpus or not scene.held.plain:
         return
-    trained = set(hashes(scene.corpus, scene.corpus.plain)[0])
-    held = hashes(scene.held, scene.held.plain)[0]
+    trained = set(hashes(of_pictures(scene.corpus), scene.corpus.plain)[0])
+    held = hashes(of_pictures(scene.held), scene.held.plain)[0]
     both = sum(h in trained for h in held)
     if both > 0.01 * len(held):
         yield (error if both > 0.5 * len(held) else warning)(
@@ -165,7 +173,7 @@ def held_out(scene: Scene) -> Iterator[Finding]:
 
 def texts(scene: Scene) -> Iterator[Finding]:
     """Captions that say nothing, or that the network does not read."""
-    corpus, recipe = scene.corpus, scene.recipe
+    corpus, recipe = of_pictures(scene.corpus), scene.recipe
     used = {corpus.captions[i] for i in np.unique(corpus.texts)}
     if used <= {""}:
         yield warning(
@@ -189,7 +197,7 @@ def texts(scene: Scene) -> Iterator[Finding]:
 
 def labels(scene: Scene) -> Iterator[Finding]:
     """Styles of one member, one style only, numbers without a style, a network without room for them."""
-    corpus = scene.corpus
+    corpus = of_pictures(scene.corpus)
     names, numbers = corpus.styles, np.asarray(corpus.classes)
     if not names:
         return

@@ -53,5 +53,5 @@ class Scene:
         """A copy of the network with the denoiser and the task around it: whatever a check does, the run's own stays."""
         network = copy.deepcopy(self.network)
         own = self.denoiser
-        denoiser = Preconditioned(network, own.process, own.prediction, own.noise_input, own.sigma_min)
+        denoiser = Preconditioned(network, own.process, own.prediction, own.noise_input, own.sigma_min, own.project)
         return network, denoiser, Denoising(self.recipe, self.corpus, denoiser, network, self.device)

@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from unfog.checks import lookup
 from unfog.errors import UserError
+from unfog.modalities import MODALITIES, modality
+from unfog.networks import NETWORKS
 from unfog.requests import WORD
 from unfog.schema import one_line
 
@@ -83,17 +86,28 @@ class Tuning(BaseModel):
         return self
 
 
-class Recipe(LoopSettings, Tuning):
-    """Settings of one training run on captioned pictures."""
+class Pictures(BaseModel):
+    """What only recipes of pictures have."""
 
-    name: str = "my-model"
-    data: str = Field("emoji-64", description="a shipped data set, or a folder, .zip, .tar, .parquet, .npy or .npz")
-    start: str | None = Field(None, description="a shipped model or a model folder whose weights to begin with")
     size: int = Field(64, ge=8, le=1024, description="pixels a side")
     buckets: bool = Field(False, description="true for pictures of several shapes with about size x size pixels, 1:2 to 2:1")
     picture_memory: float | None = Field(None, ge=0, exclude=True, description="GiB of memory that pictures may take before they "
                                          "go to a file in the run's folder; None: a quarter of what is free")  # fmt: skip
-    network: Literal["unet", "dit"] = "unet"
+    drop_style: float = Field(0.1, ge=0, le=1, description="share of items trained without style alone")
+    recolour: float = Field(0.1, ge=0, le=1, description="share of items with a turned hue and a caption that says so")
+    augment: float = Field(0.0, ge=0, le=1, description="chance of each way of moving a training picture; the network is told, "
+                           "so samples are not moved")  # fmt: skip
+
+
+class Recipe(LoopSettings, Tuning, Pictures):
+    """Settings of one training run."""
+
+    kind: str = Field("image", description="the kind of data: image or another that `unfog models --kinds` lists")
+    options: dict[str, Any] = Field(default_factory=dict, description="the kind's own settings")
+    name: str = "my-model"
+    data: str = Field("emoji-64", description="a shipped data set, or a folder, .zip, .tar, .parquet, .npy or .npz")
+    start: str | None = Field(None, description="a shipped model or a model folder whose weights to begin with")
+    network: str = Field("unet", description="unet, dit, or a network of the kind's own")
     settings: dict[str, Any] = Field(default_factory=dict, description="the network's own settings")
     dropout: float = Field(0.05, ge=0, lt=1)
     schedule: dict[str, Any] = Field(default_factory=lambda: {"name": "cosine"})
@@ -103,20 +117,28 @@ class Recipe(LoopSettings, Tuning):
     learned_weight: bool = Field(False, description="true to learn, beside the network, a weight for each noise level")
     noise_mean: float = Field(0.3, description="mean of ln(sigma/alpha) in training")
     noise_std: float = Field(1.3, gt=0, description="its standard deviation")
-    drop_text: float = Field(0.1, ge=0, le=1, description="share of items trained without text and style")
-    drop_style: float = Field(0.1, ge=0, le=1, description="share of items trained without style alone")
-    recolour: float = Field(0.1, ge=0, le=1, description="share of items with a turned hue and a caption that says so")
-    augment: float = Field(0.0, ge=0, le=1, description="chance of each way of moving a training picture; the network is told, "
-                           "so samples are not moved")  # fmt: skip
+    drop_text: float = Field(0.1, ge=0, le=1, description="share of items trained with nothing told: no prompt, no style")
     licences: list[str] = Field(default_factory=list, description="credits that the model folder carries on")
     defaults: dict[str, Any] = Field(default_factory=lambda: {"steps": 20, "scale": 3.0, "sampler": "auto"})
 
-    def network_settings(self, classes: int) -> dict[str, Any]:
-        """What the network is built with for so many classes."""
-        from unfog.modalities.image.augment import NUMBERS  # here, so that reading a run's settings loads no torch
-
-        told = {"augment": NUMBERS} if self.augment else {}
-        return {"channels": 4, "classes": classes, **told, **self.settings}
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Recipe:
+        lookup(MODALITIES, self.kind, "kind")
+        if self.kind == "image":  # without loading a kind: reading a run's settings loads no torch
+            lookup(NETWORKS, self.network, "network")
+            if self.options:
+                raise ValueError("options: pictures have none; leave them out")
+            return self
+        kind = modality(self.kind)
+        lookup({**NETWORKS, **kind.networks}, self.network, "network")
+        for name, field in [*Pictures.model_fields.items(), *((n, Tuning.model_fields[n]) for n in ("subject", "word"))]:
+            if getattr(self, name) != field.get_default():
+                raise ValueError(f"{name}: is for pictures, not for the kind {self.kind}; leave it out")
+        try:
+            kind.options.model_validate(self.options)
+        except ValidationError as error:
+            raise ValueError(f"options: {one_line(kind.options, error)}") from None
+        return self
 
     @property
     def sigma_min(self) -> float:

@@ -14,31 +14,36 @@ import torch
 
 import unfog
 import unfog.data
+from unfog import modalities
+from unfog.checks import lookup
 from unfog.diffusion import Gaussian, schedule_from_config
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError
 from unfog.files import load_weights, write_atomic
+from unfog.modalities import modality
+from unfog.modalities.contract import Items
 from unfog.modalities.image.data import PictureSet
 from unfog.model import WEIGHTS, Model, load, save_model
-from unfog.networks import NETWORKS
 from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
 from unfog.requests import EstimateRequest, TrainRequest
 from unfog.training import began
 from unfog.training.budget import Budget, recorded
 from unfog.training.checkpoint import only_run, saved_steps
-from unfog.training.corpus import Corpus, build_corpus
+from unfog.training.corpus import Corpus
 from unfog.training.ema import PowerEMA
 from unfog.training.feed import Feed
 from unfog.training.gate import Scene, guard
+from unfog.training.item_corpus import item_corpora
 from unfog.training.loop import fit
 from unfog.training.machine import start_clock
 from unfog.training.parallel import parallelise, sharded
 from unfog.training.peers import Peers
+from unfog.training.picture_corpus import PictureCorpus, build_corpus
 from unfog.training.pictures import kept_set
 from unfog.training.presets import DEFAULT, preset
 from unfog.training.progress import Shown
-from unfog.training.recipe import Recipe, read_recipe
+from unfog.training.recipe import Recipe, checked, read_recipe
 from unfog.training.report import write_report
 from unfog.training.states import text_states
 from unfog.training.telemetry import ABOUT, Telemetry
@@ -47,10 +52,10 @@ from unfog.training.tuning import named, prepare, settled, tuned, with_prior
 from unfog.training.watch import Watch
 
 # what a recipe shares with the model that it starts from
-FIXED = ("size", "network", "settings", "schedule", "prediction", "augment")
+FIXED = ("kind", "options", "size", "network", "settings", "schedule", "prediction", "augment")
 
 
-def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet, Model | None]:
+def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet | Items, Model | None]:
     """The recipe of a request (a recipe file, or the defaults for a folder), the data it names, the model it starts from."""
     source, start = request.source, request.start
     if (source / ABOUT).is_file():
@@ -67,8 +72,9 @@ def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet,
                 if getattr(theirs, field) != getattr(recipe, field):
                     told = f"{getattr(theirs, field)!r}, not {getattr(recipe, field)!r}"
                     raise UserError(f"{source}: {field}: {start} has {told}; take the model's, or leave start out")
-        if request.preset is not None:
-            raise UserError(f"preset: {source} has settings of its own; leave --preset out, or give a folder of pictures")
+        for field in ("preset", "kind"):
+            if getattr(request, field) is not None:
+                raise UserError(f"{field}: {source} has settings of its own; leave --{field} out, or give a folder of data")
     else:
         if isinstance(request, TrainRequest) and request.resume and start is None and (kept := recorded(request.out)):
             start = kept.recipe.start
@@ -78,12 +84,34 @@ def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet,
             if request.preset is not None:
                 raise UserError(f"preset: {start} has a network of its own; leave --preset out, or --start")
             theirs = _recipe_of(model)
+            if request.kind not in (None, theirs.kind):
+                raise UserError(f"kind: {start} is of the kind {theirs.kind}; leave --kind out, or --start")
             recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2})
+        elif request.kind not in (None, "image"):
+            recipe = of_kind(str(request.kind), request.preset or "tiny", **own)
         else:
             recipe = preset(request.preset or DEFAULT).recipe(**own)
     changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
     recipe = settled(recipe, request, model).model_copy(update=changed)
+    if recipe.kind != "image":
+        return recipe, open_items(recipe, data), model
     return recipe, named(recipe, _opened(data, request)), model
+
+
+def of_kind(kind: str, name: str, **own: Any) -> Recipe:
+    """A preset of a kind that is not pictures, and `own` settings beside it. Raises UserError naming the nearest."""
+    fields = lookup(modality(kind).presets, name, f"preset of the kind {kind}")
+    return checked({"kind": kind, **fields, **own}, f"preset {name}")
+
+
+def open_items(recipe: Recipe, path: Path) -> Items:
+    """The items of a recipe's kind at `path`; how many were left out is told once. Raises UserError where there are too few."""
+    kind = modality(recipe.kind)
+    items = kind.open(path, kind.options.model_validate(recipe.options))
+    if items.skipped and not int(os.environ.get("RANK", 0)):
+        why = ", ".join(f"{number} {reason}" for reason, number in items.skipped.items())
+        print(f"unfog: {path}: left out {why}; {len(items)} items remain", file=sys.stderr)
+    return items
 
 
 def _opened(path: Path, request: TrainRequest | EstimateRequest) -> PictureSet:
@@ -104,9 +132,9 @@ def of_folder(request: TrainRequest | EstimateRequest) -> bool:
     return request.source.suffix not in (".json", ".py")
 
 
-def first_network(recipe: Recipe, classes: int, model: Model | None) -> torch.nn.Module:
+def first_network(recipe: Recipe, corpus: Corpus, model: Model | None) -> torch.nn.Module:
     """The network before its first step: drawn from the recipe's seed, or the weights of the model that it starts from."""
-    network = build_network(recipe, classes)
+    network = build_network(recipe, corpus.network_settings(recipe))
     if model is not None:
         network.load_state_dict({k: v.float() for k, v in load_weights(model.folder, WEIGHTS).items()})
     return network
@@ -119,14 +147,24 @@ def _recipe_of(model: Model) -> Recipe:
         raise UserError(f"{model.folder}: does not say how it was trained; start from another model") from None
 
 
-def build_network(recipe: Recipe, classes: int) -> torch.nn.Module:
-    """The recipe's network, its first values drawn from the recipe's seed."""
+def build_network(recipe: Recipe, settings: dict[str, Any]) -> torch.nn.Module:
+    """The recipe's network, its first values drawn from the recipe's seed. Raises UserError for an unknown setting."""
     torch.manual_seed(recipe.seed)
-    settings = {"dropout": recipe.dropout, **recipe.network_settings(classes)}
-    try:
-        return NETWORKS[recipe.network](**settings)
-    except TypeError as error:
-        raise UserError(f"recipe: settings do not fit network {recipe.network!r} ({error}); remove the unknown one") from None
+    return modalities.build_network(recipe.kind, recipe.network, {"dropout": recipe.dropout, **settings})
+
+
+def told(corpus: Corpus) -> str:
+    """How much there is to learn from, in words."""
+    captions = f", {len(corpus.captions)} captions" if isinstance(corpus, PictureCorpus) else ""
+    return f"{corpus.plain} {'pictures' if isinstance(corpus, PictureCorpus) else 'items'}{captions}"
+
+
+def counts(corpus: Corpus) -> dict[str, Any]:
+    """The same, for run.json."""
+    if isinstance(corpus, PictureCorpus):
+        return {"pictures": corpus.plain, "recoloured": len(corpus.pictures) - corpus.plain, "captions": len(corpus.captions),
+                "styles": corpus.styles}  # fmt: skip
+    return {"items": corpus.plain}
 
 
 def run_recipe(request: TrainRequest) -> Path:
@@ -159,16 +197,43 @@ def run_recipe(request: TrainRequest) -> Path:
         return _run(recipe, request, model, *corpora, budget)
 
 
-def _corpora(recipe: Recipe, request: TrainRequest, data: PictureSet, model: Model | None) -> tuple[Corpus, Corpus]:
+def _corpora(recipe: Recipe, request: TrainRequest, data: PictureSet | Items, model: Model | None) -> tuple[Corpus, Corpus]:
+    """What to learn from and what to watch with."""
+    if isinstance(data, Items):
+        return _of_items(recipe, request, data, model)
+    return _of_pictures(recipe, request, data, model)
+
+
+def _of_items(recipe: Recipe, request: TrainRequest, items: Items, model: Model | None) -> tuple[Corpus, Corpus]:
+    """The space is the model's, or the one that the run began with, or fitted to the items."""
+    kind = modality(recipe.kind)
+    leads, out = not int(os.environ.get("RANK", 0)), request.out
+    before = began.recall(out) if request.resume else None
+    files = began.digests_of(items)
+    if before and leads:
+        began.tell_changes(items.path, before["files"], files)
+    if before:
+        space = kind.space(before["space"])
+    else:
+        space = model.space if model else kind.fit(items, kind.options.model_validate(recipe.options))
+    if leads and not before:
+        began.remember(out, files, {"space": space.card()})
+    return item_corpora(kind, items, space)
+
+
+def _of_pictures(
+    recipe: Recipe, request: TrainRequest, data: PictureSet, model: Model | None
+) -> tuple[PictureCorpus, PictureCorpus]:
     """What to learn from and what to watch with. Classes and colours are the model's, or those that the run began with."""
     leads, out = not int(os.environ.get("RANK", 0)), request.out
     before = began.recall(out) if request.resume else None
     if before and leads:
-        began.tell_changes(data, before["files"])
-    styles, codec = (before["styles"], before["codec"]) if before else (model.styles, model.codec) if model else (None, None)
+        began.tell_changes(data.path, before["files"], began.digests(data))
+    styles, codec = began.of_pictures(before) if before else (model.styles, model.codec) if model else (None, None)
     corpus = build_corpus(data, recipe, styles=styles, codec=codec, out=out)
     if leads and not before:
-        began.remember(out, data, corpus.styles, corpus.codec)
+        codec_ = {"mean": corpus.codec.mean, "std": corpus.codec.std}
+        began.remember(out, began.digests(data), {"styles": corpus.styles, **codec_})
     unknown = sorted(set(data.styles) - set(corpus.styles))
     if unknown and leads:
         whose = f"{recipe.start} does" if model else "the run did"
@@ -183,37 +248,37 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     out = request.out
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = fastest(device)
-    network = first_network(recipe, len(corpus.styles), model)
+    network = first_network(recipe, corpus, model)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     network.to(device)
-    encoder, peers = TextEncoder.load(), Peers(recipe.average_steps, device)
+    encoder, peers = TextEncoder.load() if recipe.kind == "image" else None, Peers(recipe.average_steps, device)
     if not peers.leads:
         peers.wait()  # for the leader's text states and pictures
-    corpus = with_prior(recipe, corpus, model, out)
+    if isinstance(corpus, PictureCorpus):
+        corpus = with_prior(recipe, corpus, model, out)
     for part in {id(c): c for c in (corpus, held)}.values():
-        text_states(part, encoder, out)
+        if isinstance(part, PictureCorpus) and encoder is not None:
+            text_states(part, encoder, out)
         part.to(device)
     if peers.leads:
         peers.wait()
-    process = Gaussian(schedule_from_config(recipe.schedule))
+    process, project = Gaussian(schedule_from_config(recipe.schedule)), modality(recipe.kind).project
     begun = request.resume and bool(saved_steps(out))
     if not (begun or recipe.subject or recipe.word):  # few pictures called alike are what the latter two are for
-        plain = Preconditioned(network, process, recipe.prediction)
+        plain = Preconditioned(network, process, recipe.prediction, project=project)
         guard(Scene(recipe, corpus, held, plain, network, device, model), request.force, shown=peers.leads)
     way = prepare(recipe, network)
     stepped = parallelise(network.to(device), recipe, peers, device)
-    denoiser = Preconditioned(stepped, process, recipe.prediction)
+    denoiser = Preconditioned(stepped, process, recipe.prediction, project=project)
     tuning = tuned(recipe, network, denoiser, [corpus, held], model, encoder, device)
     if peers.leads:
-        print(f"{recipe.name}: {corpus.plain} pictures, {len(corpus.captions)} captions, {millions:.1f}M parameters{way}, "
+        print(f"{recipe.name}: {told(corpus)}, {millions:.1f}M parameters{way}, "
               f"{device} {str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",
               file=sys.stderr)  # fmt: skip
         about = {"name": recipe.name, "version": unfog.__version__, "recipe": recipe.model_dump(),
                  "parameters": round(millions * 1e6),
                  "device": device, "dtype": str(dtype).removeprefix("torch."), "processes": peers.count,
-                 "pictures": corpus.plain, "recoloured": len(corpus.pictures) - corpus.plain,
-                 "held_out": 0 if held is corpus else held.plain, "captions": len(corpus.captions),
-                 "styles": corpus.styles}  # fmt: skip
+                 "held_out": 0 if held is corpus else held.plain, **counts(corpus)}  # fmt: skip
         write_atomic(out / ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
     watch = Watch(recipe, corpus, held, denoiser.process, dtype, device)
     trackers = Trackers(request.track, out, recipe.name, recipe.model_dump())

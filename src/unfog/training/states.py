@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unfog.files import sha256, write_atomic
-from unfog.training.corpus import Corpus, Encode
+from unfog.training.picture_corpus import Encode, PictureCorpus
 
 FOLDER = "text-states"
 PART = 4096  # captions in a file: 100 MB
@@ -22,7 +22,7 @@ CHUNK = 256
 PATIENCE = 10.0  # seconds after which a person is told how far it is
 
 
-def text_states(corpus: Corpus, encode: Encode, out: Path) -> None:
+def text_states(corpus: PictureCorpus, encode: Encode, out: Path) -> None:
     """Give the corpus the states and masks of its captions, from OUT/text-states where they are there and whole."""
     captions, began, told, made = corpus.captions, time.monotonic(), 0.0, 0
     states, masks = [], []

@@ -26,9 +26,10 @@ from unfog.files import MANIFEST, read_checked, write_atomic, write_folder
 from unfog.modalities.image.data import PictureSet
 from unfog.networks import lora, words
 from unfog.networks.text import TextEncoder
-from unfog.training.corpus import Corpus, build_corpus
+from unfog.training.corpus import Corpus
 from unfog.training.denoising import Denoising
 from unfog.training.loop import Batch
+from unfog.training.picture_corpus import PictureCorpus, build_corpus
 from unfog.training.recipe import Recipe, Tuning, checked
 from unfog.training.states import CHUNK
 
@@ -122,7 +123,7 @@ def prior_pictures(recipe: Recipe, model: Model, out: Path) -> PictureSet:
 
 
 @dataclass
-class TunedCorpus(Corpus):
+class TunedCorpus(PictureCorpus):
     """The first `plain` pictures are the subject's, the rest the prior's; of a batch every second row is the prior's.
 
     The subject's captions are never dropped, else it would become what the model draws when told nothing; the prior's are, now
@@ -150,11 +151,11 @@ class TunedCorpus(Corpus):
         return cond | {"caption": torch.from_numpy(np.asarray(text)).to(cond["text"].device)}
 
 
-def with_prior(recipe: Recipe, corpus: Corpus, model: Model | None, out: Path) -> Corpus:
+def with_prior(recipe: Recipe, corpus: PictureCorpus, model: Model | None, out: Path) -> PictureCorpus:
     """The corpus that a subject or a word is learned from: with the prior's pictures where the recipe wants them."""
     if not (recipe.subject or recipe.word) or model is None:
         return corpus
-    joined = TunedCorpus(**{field.name: getattr(corpus, field.name) for field in fields(Corpus)})
+    joined = TunedCorpus(**{field.name: getattr(corpus, field.name) for field in fields(PictureCorpus)})
     if not recipe.subject or not recipe.prior_weight:
         return joined
     if corpus.bucket is not None:
@@ -193,6 +194,7 @@ class TunedDenoising(Denoising):
     def _told(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
         assert self.word is not None and self.encoder is not None
         numbers, place = cond["caption"].unique(return_inverse=True)
+        assert isinstance(self.corpus, PictureCorpus)
         captions = [self.corpus.captions[number] for number in numbers.tolist()]
         vectors = {str(self.recipe.word): self.word.stacked().cpu()}
         with torch.autocast(self.device, enabled=False):
@@ -224,7 +226,7 @@ def prepare(recipe: Recipe, network: nn.Module) -> str:
 
 
 def tuned(recipe: Recipe, network: nn.Module, denoiser: Preconditioned, corpora: list[Corpus], model: Model | None,
-          encoder: TextEncoder, device: str) -> Tuned:  # fmt: skip
+          encoder: TextEncoder | None, device: str) -> Tuned:  # fmt: skip
     """What is trained, how, and what it leaves. corpora: the run's own first, then those it is watched on."""
     corpus = corpora[0]
 
@@ -243,14 +245,14 @@ def tuned(recipe: Recipe, network: nn.Module, denoiser: Preconditioned, corpora:
         tensors = {key: value.half() for key, value in lora.state(average).items()}
         save_adapter(out / "adapter", card("lora", step, losses, rank=recipe.lora, alpha=alpha, layers=layers), tensors)
 
-    if recipe.word:
+    if recipe.word and encoder is not None:
         first = words.first_vectors(encoder, recipe.class_prompt or "thing", recipe.word_vectors)
         word = words.Word(first).to(device)
 
         def tell(average: nn.Module) -> nn.Module:
             assert isinstance(average, words.Word)
             vectors = {str(recipe.word): average.stacked().detach().cpu()}
-            for told in {id(c): c for c in corpora}.values():
+            for told in {id(c): c for c in corpora if isinstance(c, PictureCorpus)}.values():
                 parts = [
                     words.encode(encoder, told.captions[i : i + CHUNK], vectors) for i in range(0, len(told.captions), CHUNK)
                 ]

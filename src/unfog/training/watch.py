@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from unfog.diffusion import Noise, make_grid, make_plan, sample
 from unfog.diffusion.denoisers import Preconditioned, Process
@@ -28,15 +28,18 @@ from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.losses import Weight, denoising_loss
 from unfog.evaluation.copies import Known, look
 from unfog.evaluation.memorisation import threshold_of
+from unfog.evaluation.near import Near
+from unfog.modalities import modality
 from unfog.training.corpus import Corpus
+from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 NOISE_BINS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # ln(sigma/alpha) at which held-out loss is measured
-COUNT = 64  # pictures whose loss is measured
-SAMPLES = 32  # on a sheet: with the losses, some 9 steps' worth of work for a batch of 64
+COUNT = 64  # items whose loss is measured
+SCALE = 2.5  # guidance of the samples
 KNOWN = 10_000  # training pictures, drawn by a fixed seed where there are more, among which copies are looked for
 UNSEEN = 128  # real pictures that say how near an unseen one comes
 QUANTILE = 0.05  # of them; with as few samples as a sheet holds, 1 % could not be told from 0
@@ -59,8 +62,7 @@ def bin_losses(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, dev
     losses = {f"{level:g}": np.empty(len(chosen)) for level in levels}
     for places in (part for all_ in corpus.alike(chosen) for part in np.split(all_, range(COUNT, len(all_), COUNT))):
         some = chosen[places]
-        x0 = corpus.x0(some)
-        cond = corpus.cond(corpus.texts[some, 0], corpus.classes[some])
+        x0, cond = corpus.known(some)
         eps = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(device)
         for level in levels:
             t = torch.full((len(x0),), float(denoiser.process.schedule.time(-2 * level)), device=device)
@@ -69,43 +71,23 @@ def bin_losses(denoiser: Preconditioned, corpus: Corpus, dtype: torch.dtype, dev
     return losses
 
 
-def rows_shown(styles: int, pictures: int, rows: int = 8) -> int:
-    """Captions on a sheet, each in every style."""
-    return min(max(2, min(rows, SAMPLES // max(styles, 1))), pictures)
-
-
 @torch.inference_mode()
 def draw_samples(denoiser: Preconditioned, corpus: Corpus, recipe: Recipe, dtype: torch.dtype, device: str,
-                 rows: int = 8) -> tuple[list[NDArray[np.uint8]], list[str]]:  # fmt: skip
-    """Pictures (H, W, 4) of at most `rows` captions in every style, about SAMPLES in all, and the caption of each."""
-    columns = max(len(corpus.styles), 1)
-    rows = rows_shown(len(corpus.styles), corpus.plain, rows)
-    texts = np.repeat(np.random.default_rng(1).permutation(corpus.plain)[:rows], columns)
-    label = np.tile(np.arange(columns), len(texts) // columns)  # a folder may have fewer pictures than rows
-    numbers = corpus.texts[texts, 0]
-    uncond = corpus.cond(np.zeros(1, int), np.array([len(corpus.styles)]))
+                 rows: int = 8) -> tuple[list[Any], list[str], list[Tensor]]:  # fmt: skip
+    """Samples as the corpus wants them for a sheet, the label of each, and each in model space."""
+    asked, labels = corpus.asked(recipe, rows)
     schedule = denoiser.process.schedule
     plan = make_plan("dpmpp_2m", schedule, make_grid("logsnr", schedule, 12))
-    guided = ClassifierFree(denoiser, 2.5, uncond)
-    made: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(texts)
-    for places in corpus.alike(texts):  # with buckets each caption in the shape of its picture
-        cond, noise = corpus.cond(numbers[places], label[places]), Noise(places.tolist())
-        shape = (4, *corpus.shape(texts[places], recipe.size))
-        x = denoiser.process.prior(noise.normal(shape, 0), plan.start).to(device)
+    made: list[Any] = [None] * len(labels)
+    spots: list[Any] = [None] * len(labels)
+    for part in asked:
+        guided, noise = ClassifierFree(denoiser, SCALE, part.nothing), Noise(part.places.tolist())
+        x = denoiser.process.prior(noise.normal(part.shape, 0), plan.start).to(device)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            x0 = sample(plan, partial(guided, cond=cond), x, noise)
-        for place, pixels in zip(places.tolist(), corpus.codec.decode(x0), strict=True):
-            made[place] = pixels
-    return made, [f"{corpus.captions[n]}" for n in numbers]
-
-
-def sheet(pictures: Sequence[NDArray[np.uint8]], labels: list[str], styles: int) -> Image:
-    """Samples as `draw_samples` gives them on one contact sheet."""
-    from PIL import Image
-
-    from unfog.modalities.image.show import contact_sheet
-
-    return contact_sheet([Image.fromarray(p) for p in pictures], labels, columns=max(styles, 1) * 2)
+            x0 = sample(plan, partial(guided, cond=part.cond), x, noise)
+        for place, item, spot in zip(part.places.tolist(), corpus.decode(x0, part.cond), x0.float().cpu(), strict=True):
+            made[place], spots[place] = item, spot
+    return made, labels, spots
 
 
 class CopyCheck:
@@ -114,7 +96,7 @@ class CopyCheck:
     The unseen ones are held-out pictures; where a data set has none, training pictures held against all others.
     """
 
-    def __init__(self, corpus: Corpus, held: Corpus) -> None:
+    def __init__(self, corpus: PictureCorpus, held: PictureCorpus) -> None:
         chosen = np.random.default_rng(3).permutation(corpus.plain)[:KNOWN]
         self.known = Known.of(corpus.pixels(chosen[i : i + BLOCK]) for i in range(0, len(chosen), BLOCK))
         if held is corpus:
@@ -130,6 +112,26 @@ class CopyCheck:
         made = look(pictures, self.known)
         return {"samples": len(pictures), "copies": float((made.score > self.threshold).mean()),
                 "nearest": float(np.median(made.apart)), **self.baseline}  # fmt: skip
+
+
+class NearCheck:
+    """The same of items of any kind, by their distance in model space."""
+
+    def __init__(self, corpus: Corpus, held: Corpus) -> None:
+        known, unseen = (np.random.default_rng(3).permutation(c.plain)[:n] for c, n in ((corpus, KNOWN), (held, UNSEEN)))
+        spots = torch.cat([corpus.known(known[i : i + BLOCK])[0].cpu() for i in range(0, len(known), BLOCK)])
+        self.near = Near.of(spots, None if held is corpus else held.known(unseen)[0].cpu(), QUANTILE)
+
+    def __call__(self, spots: Sequence[Tensor]) -> dict[str, float]:
+        """copies, nearest, their baselines, and the number of samples, each in model space."""
+        return self.near(torch.stack(list(spots)))
+
+
+def copy_check(corpus: Corpus, held: Corpus) -> CopyCheck | NearCheck:
+    """The detector that the kind has: pictures are aligned and recoloured, others compared as they are."""
+    if isinstance(corpus, PictureCorpus) and isinstance(held, PictureCorpus):
+        return CopyCheck(corpus, held)
+    return NearCheck(corpus, held)
 
 
 @torch.no_grad()
@@ -150,7 +152,7 @@ class Watch:
     process: Process
     dtype: torch.dtype
     device: str
-    copies: CopyCheck | None = None
+    copies: CopyCheck | NearCheck | None = None
 
     def __call__(self, average: nn.Module, raw: nn.Module | None) -> tuple[dict[str, Any], Image]:
         """The figures of this module's head, and a sheet of samples. Leaves both networks in evaluation mode.
@@ -166,11 +168,12 @@ class Watch:
         if raw is not None:
             values["raw"] = held_out_loss(self._denoiser(raw), self.held, self.dtype, self.device)
             values["ema_distance"] = distance(average, raw)
-        pictures, labels = draw_samples(averaged, self.held, self.recipe, self.dtype, self.device)
-        if self.copies is None and self.corpus.plain > 1:
-            self.copies = CopyCheck(self.corpus, self.held)
-        values |= self.copies(pictures) if self.copies else {}
-        return values, sheet(pictures, labels, len(self.held.styles))
+        made, labels, spots = draw_samples(averaged, self.held, self.recipe, self.dtype, self.device)
+        if self.corpus.plain > 1:
+            self.copies = self.copies or copy_check(self.corpus, self.held)
+            values |= self.copies(made) if isinstance(self.copies, CopyCheck) else self.copies(spots)
+        return values, self.held.sheet(made, labels)
 
     def _denoiser(self, network: nn.Module) -> Preconditioned:
-        return Preconditioned(network.eval(), self.process, self.recipe.prediction, sigma_min=self.recipe.sigma_min)
+        return Preconditioned(network.eval(), self.process, self.recipe.prediction, sigma_min=self.recipe.sigma_min,
+                              project=modality(self.recipe.kind).project)  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any, Literal
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from unfog.errors import UserError
+from unfog.files import recipe_from, write_bytes
 
 CHUNK = "unfog"
 COMPRESSION = 6  # zlib's own default, pinned: the level decides the bytes
-LONGEST_RECIPE = 100_000  # characters; a recipe is a prompt and a few numbers
 # One side of the checkerboard's squares and the two greys, as image editors draw "transparent".
 SQUARE, LIGHT, DARK = 8, (255, 255, 255), (236, 236, 236)
 MARGIN = 8  # pixels around each picture of a sheet
@@ -52,42 +51,6 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], recipe: Mapping[s
     write_bytes(Path(path), png_bytes(image, recipe))
 
 
-def write_bytes(path: Path, data: bytes, replace: bool = True) -> bool:
-    """Write a file under a temporary name, then give it its own: nothing half-written is ever seen.
-
-    Returns: False, with nothing changed, where `replace` is False and the name is taken.
-    Raises: UserError where the file cannot be written.
-    """
-    temporary = path.with_name(f".unfog-{secrets.token_hex(8)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the name with no content
-        if replace:
-            os.replace(temporary, path)
-            return True
-        return _name_if_free(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _name_if_free(temporary: Path, path: Path) -> bool:
-    """Move the file to its name unless that is taken."""
-    try:
-        os.link(temporary, path)  # unlike a rename, fails where the name is taken, with no moment in between
-        return True
-    except FileExistsError:
-        return False
-    except OSError:  # file systems without hard links (FAT, some network folders)
-        if os.path.lexists(path):
-            return False
-        os.replace(temporary, path)
-        return True
-
-
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The recipe inside a PNG that unfog made.
 
@@ -104,13 +67,16 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({reason}); give a PNG that unfog made") from None
     if not isinstance(text, str):
         raise UserError(f"{path}: carries no recipe; give a PNG that unfog made and no other program saved again")
-    try:
-        recipe = json.loads(text) if len(text) <= LONGEST_RECIPE else None
-    except (ValueError, RecursionError):  # RecursionError: deeply nested brackets
-        recipe = None
-    if not isinstance(recipe, dict):
+    recipe = recipe_from(text)
+    if recipe is None:
         raise UserError(f"{path}: its recipe is damaged; give a PNG that unfog made and no other program changed")
     return recipe
+
+
+def recipe_of(image: Image.Image) -> dict[str, Any]:
+    """The recipe inside an opened picture; {} where it carries none that can be read."""
+    text = image.info.get(CHUNK)
+    return (recipe_from(text) if isinstance(text, str) else None) or {}
 
 
 def checkerboard(width: int, height: int) -> Image.Image:

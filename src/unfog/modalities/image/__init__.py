@@ -1,0 +1,125 @@
+"""Pictures with transparency, straight RGBA. What the contract asks; training has richer readers of its own (`PictureSet`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from unfog.errors import UserError
+from unfog.modalities.contract import Items, Modality, Options
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from unfog.modalities.image.space import PictureSpace
+
+
+class PictureOptions(Options):
+    size: int = Field(64, ge=8, le=1024, description="pixels a side")
+
+
+def _open(path: Path, options: PictureOptions) -> Items:
+    from unfog.modalities.image.data import PictureSet
+
+    data = PictureSet.open(path)
+    rows = [(data.load(i, options.size), record) for i, record in enumerate(data.records)]
+    return Items(path, [pixels for pixels, _ in rows], [record.name or record.text for _, record in rows],
+                 [record.split for _, record in rows], [record.file_name for _, record in rows])  # fmt: skip
+
+
+def _fit(items: Items, options: PictureOptions) -> PictureSpace:
+    from unfog.modalities.image.codec import RGBACodec
+
+    codec = RGBACodec.fit(np.stack([items.raw[i] for i in items.split("train")]))
+    return _space({"size": options.size, "styles": [], "codec": {"mean": codec.mean, "std": codec.std}})
+
+
+def _space(card: dict[str, Any]) -> PictureSpace:
+    from unfog.modalities.image.space import PictureSpace
+
+    return PictureSpace(card)
+
+
+def _render(raw: Sequence[Any], labels: Sequence[str]) -> Image:
+    from unfog.modalities.image.show import contact_sheet
+
+    return contact_sheet([_image(item) for item in raw], list(labels))
+
+
+def _image(raw: Any) -> Image:
+    from PIL import Image
+
+    return Image.fromarray(raw) if isinstance(raw, np.ndarray) else raw
+
+
+def _to_bytes(raw: Any, recipe: Mapping[str, Any]) -> bytes:
+    from unfog.modalities.image.show import png_bytes
+
+    return png_bytes(_image(raw), recipe)
+
+
+def _from_bytes(data: bytes, name: str) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    import io
+
+    from PIL import Image
+
+    from unfog.modalities.image.data import LARGEST, UNREADABLE
+    from unfog.modalities.image.show import recipe_of
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > LARGEST:
+                raise UserError(f"{name}: has {image.width}x{image.height} pixels; shrink it below 64 million")
+            pixels = np.asarray(image.convert("RGBA"))
+            return pixels, recipe_of(image)
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise UserError(f"{name}: not a readable picture ({str(error).splitlines()[0][:80]}); repair it") from None
+
+
+def _keep(space: PictureSpace, raw: NDArray[np.uint8], spec: str) -> NDArray[np.bool_]:
+    """spec: a picture of the same size, white where the picture may change."""
+    stays = _stays(raw, spec)
+    return np.broadcast_to(stays, (4, *stays.shape)).copy()
+
+
+def _stays(raw: NDArray[np.uint8], spec: str) -> NDArray[np.bool_]:
+    from PIL import Image
+
+    try:
+        with Image.open(spec) as opened:
+            mask = np.asarray(opened.convert("L"))
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a readable picture"
+        raise UserError(f"{spec}: cannot be read ({reason}); give a picture, white where it may change") from None
+    if mask.shape != raw.shape[:2]:
+        raise UserError(f"{spec}: is {mask.shape[1]}x{mask.shape[0]}, the picture {raw.shape[1]}x{raw.shape[0]}; make them alike")
+    return mask < 128
+
+
+def _paste(space: PictureSpace, made: NDArray[np.uint8], raw: NDArray[np.uint8], spec: str) -> NDArray[np.uint8]:
+    return np.where(_stays(raw, spec)[..., None], raw, made)
+
+
+MODALITY = Modality(
+    name="image",
+    about="pictures, with transparency",
+    open=_open,
+    fit=_fit,
+    space=_space,
+    presets={},  # training/presets.py has them, with what each costs
+    measure=None,  # evaluation measures pictures by readers, an independent scorer and a detector of copies
+    render=_render,
+    suffix=".png",
+    to_bytes=_to_bytes,
+    from_bytes=_from_bytes,
+    options=PictureOptions,
+    keep=_keep,
+    paste=_paste,
+)

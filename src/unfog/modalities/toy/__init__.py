@@ -1,0 +1,39 @@
+"""Points in the plane, of several classes: the smallest kind of data, and the one to copy for a kind of one's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unfog.modalities.contract import Modality
+from unfog.modalities.toy.data import open_points, point_bytes, read_point
+from unfog.modalities.toy.show import measure, render
+from unfog.modalities.toy.space import fit, keep, paste, space
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _network(**settings: Any) -> nn.Module:
+    from unfog.modalities.toy.network import PointNet
+
+    return PointNet(**settings)
+
+
+MODALITY = Modality(
+    name="toy",
+    about="points in the plane, of several classes",
+    open=open_points,
+    fit=fit,
+    space=space,
+    presets={"tiny": {"network": "points", "prediction": "v", "noise_mean": 0.0, "batch": 256, "steps": 500, "warm_up": 50,
+                      "report_steps": 250, "lr": 2e-3, "optimiser": "adamw", "dropout": 0.0,
+                      "defaults": {"steps": 20, "scale": 1.0, "sampler": "auto"}}},
+    measure=measure,
+    render=render,
+    suffix=".csv",
+    to_bytes=point_bytes,
+    from_bytes=read_point,
+    networks={"points": _network},
+    keep=keep,
+    paste=paste,
+)  # fmt: skip
