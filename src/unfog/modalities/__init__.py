@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unfog.modalities.contract import Modality
 
 MODALITIES: dict[str, str] = {
+    "audio": "sounds of 1.024 s at 16 kHz: notes, drums, spoken words",
     "image": "pictures, with transparency",
     "toy": "points in the plane, of several classes: the template for a kind of one's own",
 }

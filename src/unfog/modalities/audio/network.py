@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unfog.modalities.audio.codec import BANDS, mel
 from unfog.modalities.audio.sound import RATE
 from unfog.networks.layers import Cond, Conditioning, Dropout, zero_
-from unfog.networks.unet import UNet
+from unfog.networks.unet import Conv, UNet
 
 NUMBERS = 14  # of pitch and of how a training clip was moved
 SHOWN = 6  # channels beside the item's own
@@ -66,6 +66,8 @@ class BandsUNet(nn.Module):
         super().__init__()
         self.channels = channels
         self.unet = UNet(channels=channels + SHOWN, augment=augment, **settings)
+        width = self.unet.head.conv.in_channels  # what is shown is read and not drawn
+        self.unet.head = zero_(Conv(width, channels * self.unet.unshuffle**2))
 
     def forward(self, x: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         b, _, height, width = x.shape
@@ -77,7 +79,7 @@ class BandsUNet(nn.Module):
         if height != BANDS:  # a smaller network in a test
             lines = F.interpolate(lines, height)
         shown = torch.cat([lines[..., None].expand(-1, -1, -1, width), places.expand(b, -1, -1, -1)], 1)
-        return self.unet(torch.cat([x, shown.to(x.dtype)], 1), logsnr, _conditioned(cond, x))[:, : self.channels]
+        return self.unet(torch.cat([x, shown.to(x.dtype)], 1), logsnr, _conditioned(cond, x))
 
 
 class _Block(nn.Module):

@@ -135,11 +135,11 @@ class SoundSpace:
 
 
 def fit(items: Items, options: SoundOptions) -> SoundSpace:
-    """Classes of all prompts; pitches, mean and deviation of the training clips. Raises UserError where all clips are alike."""
+    """Classes and pitches of all prompts; mean and deviation of the training clips."""
     asked = [split_prompt(prompt) for prompt in items.prompts]
     classes = tuple(sorted({name for name, _ in asked if name not in ("", ANY)}))
     train = items.split("train") or list(range(len(items)))
-    heard = {name: [asked[i][1] for i in train if asked[i][0] == name] for name in classes}
+    heard = {name: [pitch for kind, pitch in asked if kind == name] for name in classes}
     spans = [[pitch for pitch in heard[name] if pitch is not None] for name in classes]
     pitches = tuple((min(span), max(span)) if span else () for span in spans)
     if options.space == "wave":
