@@ -43,7 +43,7 @@ def data(pictures):
 def test_every_preset_is_a_recipe_whose_network_can_be_built(name):
     recipe = preset(name).recipe(name="x", data="y")
     with torch.device("meta"):
-        network = build_network(recipe, 0)
+        network = build_network(recipe, {"channels": 4, "classes": 0})
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     told = preset(name).about.split(" of ")[1].split("M")[0]
     assert float(told) == pytest.approx(millions, rel=0.04)
@@ -89,7 +89,7 @@ def test_steps_are_those_of_training(data):
     state = torch.get_rng_state()
     found = measure_steps(Recipe(**TINY | {"batch": 128}), data, None, longest=0.3)
     assert torch.equal(state, torch.get_rng_state())
-    parameters = sum(p.numel() for p in build_network(Recipe(**TINY), 0).parameters())
+    parameters = sum(p.numel() for p in build_network(Recipe(**TINY), {"channels": 4, "classes": 0}).parameters())
     # weights, two averages, and of the optimiser one or two numbers a weight
     assert found.parameters == parameters and 4 * 4 * parameters < found.checkpoint_bytes < 5 * 4 * parameters + 200_000
     assert found.peak > 5 * 4 * parameters and found.step > 0 and found.report > 0

@@ -148,9 +148,12 @@ def _recipe_of(model: Model) -> Recipe:
 
 
 def build_network(recipe: Recipe, settings: dict[str, Any]) -> torch.nn.Module:
-    """The recipe's network, its first values drawn from the recipe's seed. Raises UserError for an unknown setting."""
+    """The recipe's network with what the data decide (`settings`), its first values drawn from the recipe's seed.
+
+    Raises UserError for an unknown setting.
+    """
     torch.manual_seed(recipe.seed)
-    return modalities.build_network(recipe.kind, recipe.network, {"dropout": recipe.dropout, **settings})
+    return modalities.build_network(recipe.kind, recipe.network, {"dropout": recipe.dropout, **settings, **recipe.settings})
 
 
 def told(corpus: Corpus) -> str:
