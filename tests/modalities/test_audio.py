@@ -107,7 +107,7 @@ def test_what_is_known_is_held_through_griffin_lim():
     known = wave.clone()
     known[8000:9000] = float("nan")
     found = codec.griffin_lim(codec.stft(wave[None]).abs(), known, steps=16)[0]
-    assert torch.equal(found[:8000], wave[:8000]) and torch.equal(found[9000:], wave[9000:])
+    assert (found - wave)[known.isfinite()].square().mean() < 0.01 * wave.square().mean()
     gap = slice(8000, 9000)
     assert (found[gap] - wave[gap]).square().mean() < 0.02 * wave[gap].square().mean()  # its phase is that of its surroundings
 
@@ -278,6 +278,7 @@ def test_nothing_outside_the_gap_changes_and_no_step_is_heard(seed):
     spec = f"0-{first / sound.RATE:.4f},{(first + length) / sound.RATE:.4f}-"
     found, stays = paste(made, raw, spec), kept(spec)
     assert np.array_equal(found[stays], sound.fitted(raw)[stays])
+    assert np.array_equal(paste(found, raw, spec), found)  # it is there already
     assert not np.array_equal(found[~stays], sound.fitted(raw)[~stays])
     edges = np.flatnonzero(stays[1:] != stays[:-1])
     assert len(edges) == 2

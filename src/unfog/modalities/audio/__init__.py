@@ -106,10 +106,10 @@ MODALITY = Modality(
     fit=_fit,
     space=_space,
     presets={
-        "tiny": {"network": "bands", "settings": TINY, **LEARNED, "batch": 8, "steps": 20, "warm_up": 5,
+        "tiny": {"data": "drums-notes", "network": "bands", "settings": TINY, **LEARNED, "batch": 8, "steps": 20, "warm_up": 5,
                  "report_steps": 20, "defaults": {"steps": 8, "scale": 1.0, "sampler": "auto"}},
-        "small": {"network": "bands", "settings": SMALL, **LEARNED, "batch": 32, "steps": 8000, "warm_up": 200,
-                  "report_steps": 500, "defaults": {"steps": 20, "scale": 2.0, "sampler": "auto"}},
+        "small": {"data": "drums-notes", "network": "bands", "settings": SMALL, **LEARNED, "batch": 32, "steps": 6000,
+                  "warm_up": 200, "report_steps": 500, "defaults": {"steps": 20, "scale": 2.0, "sampler": "auto"}},
     },
     measure=_measure,
     render=_render,

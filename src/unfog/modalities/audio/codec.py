@@ -79,7 +79,7 @@ def bands(wave: Tensor) -> Tensor:
 def griffin_lim(magnitude: Tensor, known: Tensor | None = None, steps: int = STEPS) -> Tensor:
     """A wave (B, SAMPLES) with this |STFT| (B, BINS, FRAMES), as near as `steps` steps come; the same for each item in any batch.
 
-    known: a wave (SAMPLES,), NaN where it is open: held there through every step, so that phases inside gaps meet it.
+    known: a wave (SAMPLES,), NaN where it is open: held there from step to step, so that phases in gaps meet it.
     """
     generator = torch.Generator().manual_seed(0)
     angle = 2 * math.pi * torch.rand(1, *magnitude.shape[1:], generator=generator).to(magnitude.device)
@@ -87,10 +87,10 @@ def griffin_lim(magnitude: Tensor, known: Tensor | None = None, steps: int = STE
     before = torch.zeros_like(current)
     for step in range(steps + 1):
         wave = istft(current)
-        if known is not None:
-            wave = torch.where(known.isnan(), wave, known.nan_to_num())
         if step == steps:
             return wave
+        if known is not None:
+            wave = torch.where(known.isnan(), wave, known.nan_to_num())
         now = stft(wave)
         ahead = now + MOMENTUM * (now - before)
         before = now

@@ -217,7 +217,7 @@ def paste(made: Any, raw: Any, spec: str) -> Wave:
     out = made.copy()
     for edge in edges:
         inside, outside = (edge, edge + 1) if samples[edge] else (edge + 1, edge)
-        step = float(whole[inside] - made[outside])
+        step = float(whole[inside] - made[inside])
         way, count = (1 if outside > inside else -1), 128
         for k in range(count):
             place = outside + way * k
