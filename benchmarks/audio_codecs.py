@@ -3,8 +3,8 @@
     python benchmarks/audio_codecs.py [--clips 24] [--out benchmarks/results/audio_codecs.json]
 
 Each turns real clips into what a diffusion model would draw and back. numbers: of one x0. LSD: log-spectral distance in dB,
-magnitudes floored at
-−60 dB. bands: mean |ln| difference of mel bands. pitch: median error in cents, and share within 50, of notes. MOS: DNSMOS of spoken words. Without torchcrepe and speechmos the last two are left out.
+magnitudes floored at −60 dB. bands: mean |ln| difference of mel bands. cents: median error of notes' pitch; in tune: share within
+50 cents. MOS: DNSMOS of spoken words. Without torchcrepe and speechmos the last three are left out.
 """
 
 from __future__ import annotations
