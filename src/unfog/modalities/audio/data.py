@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ LARGEST = 512 * 2**20  # bytes of one file; a larger one is more likely an attac
 FEWEST = 2  # clips
 
 
-def read_wave(data: bytes) -> Wave:
-    """One channel at 16 kHz of a sound file, whole. Raises ValueError in words where it is none, or holds nothing to hear."""
+def read_wave(data: bytes, longest: float | None = None) -> Wave:
+    """One channel at 16 kHz of a sound file, whole, or `longest` seconds from where it begins to sound.
+
+    Raises ValueError in words where it is none, or holds nothing to hear.
+    """
     package = soundfile()
     try:
         with package.SoundFile(io.BytesIO(data)) as file:
@@ -45,6 +49,9 @@ def read_wave(data: bytes) -> Wave:
     if not np.isfinite(wave).all():
         raise ValueError("not all numbers (NaN or infinite)")
     mono = wave.mean(1)
+    if longest is not None:
+        begin = max(int(np.argmax(np.abs(mono) > 0.02 * np.abs(mono).max())) - round(0.05 * rate), 0)
+        mono = mono[begin : begin + round(longest * rate)]
     out = resample(mono, RATE / rate)
     if np.abs(out).max(initial=0) < QUIET:
         raise ValueError("silence")
@@ -59,15 +66,21 @@ def first_clip(wave: Wave) -> Wave:
     return (piece * (PEAK / max(float(np.abs(piece).max()), QUIET))).astype(np.float32)
 
 
+def _bytes_of(path: Path) -> bytes:
+    if path.stat().st_size > LARGEST:
+        raise ValueError("larger than 512 MiB")
+    return path.read_bytes()
+
+
 def _listed(path: Path) -> tuple[dict[str, Callable[[], bytes]], bytes | None]:
     """Sound files by name, each to be read, and the metadata if there are any."""
     if path.is_dir():
-        files = {p.relative_to(path).as_posix(): p.read_bytes for p in sorted(path.rglob("*"))
+        files = {p.relative_to(path).as_posix(): partial(_bytes_of, p) for p in sorted(path.rglob("*"))
                  if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}  # fmt: skip
         told = path / METADATA
         return files, told.read_bytes() if told.is_file() else None
     if path.suffix.lower() in SUFFIXES and path.is_file():
-        return {path.name: path.read_bytes}, None
+        return {path.name: partial(_bytes_of, path)}, None
     if not path.exists():
         raise UserError(f"{path}: not found; give a folder or .zip of sound files")
     try:
@@ -136,7 +149,7 @@ def open_sounds(path: Path, options: SoundOptions | None) -> Items:
         if options.only and split_prompt(prompt)[0] not in options.only:
             continue
         try:
-            wave = read_wave(read())
+            wave = read_wave(read(), 1.2)
         except (ValueError, OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             if isinstance(error, UserError):
                 raise
