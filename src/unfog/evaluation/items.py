@@ -33,11 +33,14 @@ HELD_OUT = "held-out real"
 Values = dict[tuple[str, str], tuple[NDArray[Any], list[str]]]  # of each sample, and what it is paired by
 
 
-def items_at(kind: Modality, place: str | Path) -> Items:
-    """The items of a shipped data set or of a file or folder. Raises UserError where there are none."""
+def items_at(kind: Modality, place: str | Path, told: dict[str, Any] | None = None) -> Items:
+    """The items of a shipped data set or of a file or folder, read as a model's recipe says (`options`, told).
+
+    Raises UserError where there are none.
+    """
     from unfog.data import known
 
-    options = kind.options()
+    options = kind.options.model_validate(told or {})
     return kind.open(known().get(str(place), Path(place)), options)
 
 

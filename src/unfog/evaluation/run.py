@@ -118,7 +118,8 @@ def _items(kind: Modality, request: EvaluateRequest, asked: Asked) -> list[Found
     against = request.against or next((str(m.card["training"]["data"]) for m in models.values()), None)
     if against is None:
         raise UserError("against: is missing; give the data to compare with")
-    data = items_at(kind, against)
+    told = next((m.card["training"]["recipe"].get("options") for m in models.values()), None)
+    data = items_at(kind, against, told)
     space = next((m.space for m in models.values()), None) or kind.fit(data, kind.options())
     found = []
     for name in request.models:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unfog.modalities.contract import Modality
 
 MODALITIES: dict[str, str] = {
+    "audio": "sounds of 1.024 s at 16 kHz: notes, drums, spoken words",
     "image": "pictures, with transparency",
     "molecule": "small molecules in 3D, their atoms and bonds",
     "series": "time series: forecasts, gaps, synthesis",
