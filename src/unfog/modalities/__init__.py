@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MODALITIES: dict[str, str] = {
     "image": "pictures, with transparency",
+    "table": "rows of a table: numbers and categories, cells may be missing",
     "toy": "points in the plane, of several classes: the template for a kind of one's own",
 }
 
