@@ -80,7 +80,8 @@ def measure(made: Sequence[Row], prompts: Sequence[str], real: Items, seed: int)
         return np.maximum.reduceat([np.abs(a - b).max() for a, b in below], starts)
 
     def tied(x: np.ndarray) -> np.ndarray:
-        return np.asarray(np.corrcoef(x.T + 1e-9 * rng.standard_normal(x.T.shape)))  # never 0/0
+        z = (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
+        return z.T @ z / len(z)
 
     columns = np.mean([[far(x) for x in part] for part in draws], 1)
     ties = [float(np.mean([np.abs(tied(x) - tied(train)).mean() for x in part])) for part in draws]
@@ -90,4 +91,4 @@ def measure(made: Sequence[Row], prompts: Sequence[str], real: Items, seed: int)
     rows += [(f"Kolmogorov-Smirnov distance of {name}", columns[:, k].tolist(), "") for k, name in enumerate(own.names)]
     rows += [("correlations' mean difference", ties, ""), ("rows with numbers beyond those of training", beyond, "%"),
              ("rows of categories that never met in training", strange, "%")]  # fmt: skip
-    return [Measured("fidelity", name, *two, unit=unit, better="lower") for name, two, unit in rows]
+    return [Measured("fidelity", name, a, b, unit=unit, better="lower") for name, (a, b), unit in rows]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class TableSpace:
     def __init__(self, columns: list[dict[str, Any]]) -> None:
         self.columns, self.names = columns, [c["name"] for c in columns]
         self.widths = [len(c["texts"]) + bool(c["values"]) for c in columns]
-        self.shape = (sum(self.widths),)
+        self.shape, self.codes = (sum(self.widths),), lru_cache(100_000)(lambda k, text: code(columns[k], text))
 
     def card(self) -> dict[str, Any]:
         return {"columns": self.columns}
@@ -57,7 +58,7 @@ class TableSpace:
 
     def encode(self, raw: Sequence[Row], rngs: Sequence[np.random.Generator] | None = None) -> tuple[Tensor, Cond]:
         """In training any cells of an item may be told, 0 to all of them equally often; this overrules its prompt."""
-        x0 = torch.tensor([[v for c in self.columns for v in code(c, row.get(c["name"], ""))] for row in raw])
+        x0 = torch.tensor([[v for k, name in enumerate(self.names) for v in self.codes(k, row.get(name, ""))] for row in raw])
         return x0, {} if rngs is None else self._given(x0, [rng.random(len(self.names)) < rng.random() for rng in rngs])
 
     def _given(self, x0: Tensor, told: Any) -> Cond:
