@@ -266,7 +266,7 @@ def keep_spec(kind, model, raw, folder):
         mask[: raw.shape[0] // 2] = 255
         Image.fromarray(mask).save(folder / "mask.png")
         return str(folder / "mask.png")
-    return {"toy": "x", "audio": "0-0.3", "series": "0-8", "molecule": "0-2"}.get(kind.name, "0")
+    return {"toy": "x", "audio": "0-0.3", "series": "0-8", "molecule": "0-2", "table": "species"}.get(kind.name, "0")
 
 
 def test_partial_noise_stays_near(kind, model, items, tmp_path):

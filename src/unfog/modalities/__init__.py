@@ -19,6 +19,7 @@ MODALITIES: dict[str, str] = {
     "image": "pictures, with transparency",
     "molecule": "small molecules in 3D, their atoms and bonds",
     "series": "time series: forecasts, gaps, synthesis",
+    "table": "rows of a table: numbers and categories, cells may be missing",
     "toy": "points in the plane, of several classes: the template for a kind of one's own",
 }
 
