@@ -86,3 +86,10 @@ def test_real_rows_are_as_far_as_real_rows(items):
     rows = KIND.measure([items.raw[i] for i in halves.split("heldout")], ["any"] * 30, halves, 0)
     for row in rows:
         assert np.allclose(np.mean(row.made), np.mean(row.real), atol=1e-6), row.name
+
+
+@pytest.mark.parametrize("text", ["a,b\n,\n", "a,split\n,train\n", "a,a\n1,2\n", "a,b\n1\n", ""])
+def test_a_table_of_nothing_is_one_line(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match="no row"):
+        KIND.open(tmp_path / "t.csv", KIND.options())

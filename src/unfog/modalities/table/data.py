@@ -37,6 +37,8 @@ def open_table(path: Path, options: Options) -> Items:
         raise UserError(f"{path}: not readable as CSV ({getattr(error, 'strerror', None) or error}); give a .csv file") from None
     splits = [row.pop("split", "") or "train" for row in rows]
     raw = [row for row in rows if any(row.values())]
+    if not raw:
+        raise UserError(f"{path}: no row holds anything; give a .csv file with cells under the columns' names")
     first = next((name for name in raw[0] if not is_number([row[name] for row in raw])), "")
     return Items(path, raw, [f"{first}={row[first]}" if row.get(first) else ANY for row in raw],
                  [split for split, row in zip(splits, rows, strict=True) if any(row.values())],
@@ -85,10 +87,11 @@ def measure(made: Sequence[Row], prompts: Sequence[str], real: Items, seed: int)
 
     columns = np.mean([[far(x) for x in part] for part in draws], 1)
     ties = [float(np.mean([np.abs(tied(x) - tied(train)).mean() for x in part])) for part in draws]
-    beyond = [100.0 * ((x < train.min(0)) | (x > train.max(0)))[:, ranked].any(1) for x in others]
-    strange = [np.array([100.0 * bool(pair - met) for pair in part]) for part in pairs[1:]]
+    beyond = [((x < train.min(0)) | (x > train.max(0)))[:, ranked].any(1).astype(float) for x in others]
+    strange = [np.array([float(bool(pair - met)) for pair in part]) for part in pairs[1:]]
     rows: list[tuple[str, Any, str]] = [("columns' Kolmogorov-Smirnov distance, mean", columns.mean(1).tolist(), "")]
     rows += [(f"Kolmogorov-Smirnov distance of {name}", columns[:, k].tolist(), "") for k, name in enumerate(own.names)]
     rows += [("correlations' mean difference", ties, ""), ("rows with numbers beyond those of training", beyond, "%"),
              ("rows of categories that never met in training", strange, "%")]  # fmt: skip
-    return [Measured("fidelity", name, a, b, unit=unit, better="lower") for name, (a, b), unit in rows]
+    held = bool(real.split("heldout"))
+    return [Measured("fidelity", name, a, b if held else None, unit=unit, better="lower") for name, (a, b), unit in rows]
