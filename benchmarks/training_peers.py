@@ -159,7 +159,7 @@ def ours(
     from unfog.training.run import build_network
 
     recipe = Recipe.model_validate({"size": size, "batch": batch, "settings": settings or OURS, "optimiser": optimiser})
-    network = _adapter(size) if around else build_network(recipe, CLASSES)
+    network = _adapter(size) if around else build_network(recipe, {"channels": 4, "classes": CLASSES})
     announce(network, lambda: network(torch.zeros(1, 4, size, size), torch.zeros(1), text()))
     clock.watch(network)
     denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
@@ -207,7 +207,7 @@ def plain(clock: Clock, batch: int, size: int) -> None:
     from unfog.training.recipe import Recipe
     from unfog.training.run import build_network
 
-    network = build_network(Recipe(size=size, settings=OURS, dropout=0.0), CLASSES).train()
+    network = build_network(Recipe(size=size, settings=OURS, dropout=0.0), {"channels": 4, "classes": CLASSES}).train()
     announce(network, lambda: network(torch.zeros(1, 4, size, size), torch.zeros(1), text()))
     clock.watch(network)
     cond = {key: value.expand(batch, *value.shape[1:]).contiguous() for key, value in text().items()}

@@ -26,7 +26,7 @@ RECIPE = Recipe(name="tiny", size=16, settings=SETTINGS, defaults={"steps": 3, "
 
 
 def network_of(seed):
-    network = build_network(RECIPE, 2)
+    network = build_network(RECIPE, {"channels": 4, "classes": 2})
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -32,7 +32,7 @@ RECIPE = Recipe(
 
 def write_model(folder, change=0.0):
     torch.manual_seed(0)
-    network = build_network(RECIPE, len(STYLES))
+    network = build_network(RECIPE, {"channels": 4, "classes": len(STYLES)})
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -1,6 +1,6 @@
 """An item changed: what is kept stays to the bit, the rest is made to fit it, or all of it is made anew from some noise on.
 
-    strength s:   x_t = α(t)·x0 + σ(t)·ε at the time t of grid share s, then sample from there
+    strength s:   x_t = α(t)·x0 + σ(t)·ε at the time t that leaves a share s of the grid, then sample from there
     keep:         D ← x0 where it is kept (guidance/infill.py), and the kept part of the file itself is put back at the end
 
 Sources: Meng et al. 2022 (SDEdit), arXiv:2108.01073; Song et al. 2021, arXiv:2011.13456, §I.2.
@@ -43,10 +43,7 @@ def edit(model: Model, raw: Any, request: EditRequest) -> Generator[Progress | R
         )
     mask = None if request.keep is None or kind.keep is None else torch.from_numpy(kind.keep(space, raw, request.keep))[None]
     strength = request.strength if request.strength is not None else 1.0
-    full = model.plan(request.sampler, request.steps)
-    steps = max(round(strength * full.nfe), 1)
-    # strength is a share of the grid: of 20 steps 0.5 takes the last 10
-    plan = full if strength == 1.0 else model.plan(request.sampler, steps, start=float(full.t[full.nfe - steps]))
+    plan = model.plan(request.sampler, request.steps, strength)  # of 20 steps 0.5 takes the last 10
     scale = model.defaults["scale"] if request.scale is None else request.scale
     x0 = x0.to(model.device)
     for k in range(request.n):
@@ -60,7 +57,7 @@ def edit(model: Model, raw: Any, request: EditRequest) -> Generator[Progress | R
             )
             if mask is not None:
                 guided = Infill(guided, x0, mask.to(model.device))
-            if plan.start < full.start:
+            if strength < 1.0:
                 x = noised(model.denoiser.process, x0, noise, plan.start)
             else:
                 x = model.denoiser.process.prior(noise.normal(tuple(space.shape), 0), plan.start).to(model.device)

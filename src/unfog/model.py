@@ -169,13 +169,14 @@ class Model:
             raise UserError(f"{folder / CARD}: sigma_min must be a number in [0, 1), got {lowest!r}; get the model again")
         self.denoiser = Preconditioned(network, process, card["prediction"], sigma_min=lowest, project=kind.project)
 
-    def plan(self, sampler: str | None = None, steps: int | None = None, start: float = 1.0) -> Plan:
-        """The plan of a sampler from time `start` on, or one learned for this model. Raises UserError for an unknown name."""
+    def plan(self, sampler: str | None = None, steps: int | None = None, share: float = 1.0) -> Plan:
+        """The plan of a sampler, or one learned for this model; share: of its steps, the last ones. Raises UserError for an
+        unknown name."""
         schedule = self.denoiser.process.schedule
         name = sampler or self.defaults["sampler"]
         if name in self.plans:
             plan = Plan.from_dict(self.plans[name]["plan"])
-            if start != 1.0:
+            if share != 1.0:
                 raise UserError(f"sampler: {name} was learned for whole samplings; give another one for a part")
             if steps not in (None, plan.nfe):
                 raise UserError(
@@ -183,11 +184,10 @@ class Model:
                 )
             return plan
         steps = steps or self.defaults["steps"]
-        if name == "auto":  # its weights were learned for its own levels
-            return make_plan(
-                name, schedule, make_grid("auto", schedule, steps, start=start, dimension=math.prod(self.space.shape))
-            )
-        return make_plan(name, schedule, make_grid("logsnr", schedule, steps, start=start))
+        # the weights of "auto" were learned for its own levels
+        options = {"dimension": math.prod(self.space.shape)} if name == "auto" else {}
+        grid = make_grid("auto" if name == "auto" else "logsnr", schedule, steps, **options)
+        return make_plan(name, schedule, grid[-1 - max(round(share * steps), 1) :])
 
     def evaluations(self, sampler: str | None = None, steps: int | None = None, scale: float | None = None) -> int:
         """How often the network is asked for one picture: once a row of the plan, twice where guidance is on."""

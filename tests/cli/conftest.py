@@ -11,6 +11,8 @@ from PIL import Image
 import unfog
 from unfog.cli import main
 from unfog.errors import UserError
+from unfog.modalities import modality
+from unfog.modalities.contract import Modality
 from unfog.requests import GenerateRequest, Progress, Result
 
 
@@ -25,6 +27,7 @@ class FakeModel:
     requests: list[GenerateRequest] = field(default_factory=list)
     broken_at: int | None = None  # index of the picture at which Ctrl-C arrives
     salt: str = ""
+    kind: Modality = field(default_factory=lambda: modality("image"))
 
     def plan_hash(self, name):
         return None

@@ -71,6 +71,7 @@ def test_models(unfog_command, model, monkeypatch, tmp_path):
     code, (line,), _ = unfog_command("models", "--json")
     assert json.loads(line) == {
         "name": "emoji-64",
+        "kind": "image",
         "hash": "0123abcd",
         "styles": ["noto", "twemoji", "fluent-3d"],
         "defaults": {"steps": 4, "scale": 2.0, "sampler": "ddim"},
@@ -201,7 +202,8 @@ def stream(request):
     while True:
         {body}
     yield
-unfog.load = lambda name: types.SimpleNamespace(styles=[], stream=stream, name="m", hash="h", defaults={{}})
+kind = types.SimpleNamespace(name="image")
+unfog.load = lambda name: types.SimpleNamespace(styles=[], stream=stream, name="m", hash="h", defaults={{}}, kind=kind)
 sys.exit(main(["generate", "x"]))
 """
 

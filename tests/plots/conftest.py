@@ -21,7 +21,7 @@ def write_model(folder, data, **changes):
               "settings": {"unshuffle": 4, "widths": [16], "blocks": [1], "attention": [True], "embedding": 16}}  # fmt: skip
     recipe = Recipe.model_validate(fields | changes)
     torch.manual_seed(0)
-    network = build_network(recipe, len(STYLES))
+    network = build_network(recipe, {"channels": 4, "classes": len(STYLES)})
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -32,7 +32,7 @@ OFTEN = 1e-9  # minutes between checkpoints: one before every step
 
 def train(recipe, corpus, out, resume=False):
     with only_run(out):
-        network = build_network(recipe, len(corpus.styles))
+        network = build_network(recipe, {"channels": 4, "classes": len(corpus.styles)})
         denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
         task = Denoising(recipe, corpus, denoiser, network)
         with Feed(task, recipe.workers, 1, recipe.steps) as feed:
@@ -169,7 +169,7 @@ def test_flipped_bits_and_cut_files_are_found_and_the_one_before_is_taken(tmp_pa
     recipe = tiny_recipe(steps=4, checkpoint_minutes=OFTEN)
     train(recipe, tiny_corpus, tmp_path)
     assert saved_steps(tmp_path) == [4, 3]
-    network = build_network(recipe, len(tiny_corpus.styles))
+    network = build_network(recipe, {"channels": 4, "classes": len(tiny_corpus.styles)})
     checkpoints = Checkpoints(tmp_path, network, [PowerEMA(network)], MuonAdamW(network))
     paths = [tmp_path / "checkpoints" / f"0000004.{kind}" for kind in ("safetensors", "json")]
     whole, chance, found = [path.read_bytes() for path in paths], random.Random(0), 0

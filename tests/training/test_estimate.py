@@ -13,6 +13,7 @@ from unfog.errors import UserError
 from unfog.modalities.image.data import PictureSet
 from unfog.requests import EstimateRequest, TrainRequest
 from unfog.training import estimate as module
+from unfog.training import estimate_data
 from unfog.training.estimate import Speed, estimate, fitted, measure_data, measure_steps, planned, reckon
 from unfog.training.machine import Peak, resident, since_start
 from unfog.training.presets import CHOSEN, PRESETS, preset
@@ -43,7 +44,7 @@ def data(pictures):
 def test_every_preset_is_a_recipe_whose_network_can_be_built(name):
     recipe = preset(name).recipe(name="x", data="y")
     with torch.device("meta"):
-        network = build_network(recipe, 0)
+        network = build_network(recipe, {"channels": 4, "classes": 0})
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     told = preset(name).about.split(" of ")[1].split("M")[0]
     assert float(told) == pytest.approx(millions, rel=0.04)
@@ -77,8 +78,8 @@ def test_the_parts_add_up(data):
 def test_a_data_set_is_reckoned_from_a_part_of_it(data, pictures, monkeypatch):
     assert (data.pictures, data.captions) == (20, 21)
     assert data.bytes_kept == 20 * 16 * 16 * 4 + 21 * 32 * (384 * 2 + 1)
-    monkeypatch.setattr(module, "SAMPLE", 5)
-    monkeypatch.setattr(module, "CAPTIONS", 4)
+    monkeypatch.setattr(estimate_data, "SAMPLE", 5)
+    monkeypatch.setattr(estimate_data, "CAPTIONS", 4)
     part = measure_data(PictureSet.open(pictures), Recipe(**TINY))
     assert part.corpus.plain == 5 and (part.pictures, part.captions, part.bytes_kept) == (20, 21, data.bytes_kept)
 
@@ -89,7 +90,7 @@ def test_steps_are_those_of_training(data):
     state = torch.get_rng_state()
     found = measure_steps(Recipe(**TINY | {"batch": 128}), data, None, longest=0.3)
     assert torch.equal(state, torch.get_rng_state())
-    parameters = sum(p.numel() for p in build_network(Recipe(**TINY), 0).parameters())
+    parameters = sum(p.numel() for p in build_network(Recipe(**TINY), {"channels": 4, "classes": 0}).parameters())
     # weights, two averages, and of the optimiser one or two numbers a weight
     assert found.parameters == parameters and 4 * 4 * parameters < found.checkpoint_bytes < 5 * 4 * parameters + 200_000
     assert found.peak > 5 * 4 * parameters and found.step > 0 and found.report > 0

@@ -95,7 +95,7 @@ def test_a_run_is_the_same_with_any_number_of_workers(tmp_path, tiny_recipe, tin
     found = []
     for workers in (0, 1, 2):
         recipe = tiny_recipe(workers=workers, steps=10)
-        network = build_network(recipe, 2)
+        network = build_network(recipe, {"channels": 4, "classes": 2})
         denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
         out = tmp_path / str(workers)
         out.mkdir()

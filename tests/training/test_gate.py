@@ -53,7 +53,7 @@ def scene(tiny_recipe, corpus):
 
     def build(own=None, held=None, classes=2, model=None, **changes):
         recipe = tiny_recipe(**HEALTHY | changes)
-        network = build_network(recipe, classes)
+        network = build_network(recipe, {"channels": 4, "classes": classes})
         denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
         own = own or corpus
         return Scene(recipe, own, held or own, denoiser, network, "cpu", model)
@@ -422,6 +422,6 @@ def test_the_default_preset_is_fit_to_train(corpus):
     pictures = torch.nn.functional.interpolate(corpus.pictures.permute(0, 3, 1, 2).float(), size=32).permute(0, 2, 3, 1)
     own = dataclasses.replace(corpus, pictures=pictures.to(torch.uint8).contiguous(), states=torch.randn(49, 32, 384).half(),
                               masks=torch.ones(49, 32, dtype=torch.bool))  # fmt: skip
-    network = build_network(recipe, 2)
+    network = build_network(recipe, {"channels": 4, "classes": 2})
     denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
     assert not [finding.text for finding in examine(Scene(recipe, own, own, denoiser, network)) if finding.degree == "error"]

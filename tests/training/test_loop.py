@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def denoiser_of(recipe, corpus):
-    network = build_network(recipe, len(corpus.styles))
+    network = build_network(recipe, {"channels": 4, "classes": len(corpus.styles)})
     return network, Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
 
 

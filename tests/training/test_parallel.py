@@ -36,7 +36,7 @@ def train(recipe, corpus, out, resume=False, show=None, reports=None):
     """A run as `unfog train` makes it, without its data and its pictures. -> the average that it ends with."""
     out.mkdir(exist_ok=True)
     peers = Peers(recipe.average_steps)
-    network = build_network(recipe, len(corpus.styles))
+    network = build_network(recipe, {"channels": 4, "classes": len(corpus.styles)})
     stepped = parallelise(network, recipe, peers)
     denoiser = Preconditioned(stepped, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
     task = Denoising(recipe, corpus, denoiser, network)
@@ -147,7 +147,10 @@ def test_matrices_put_together_in_one_process_each(tmp_path):
 def test_clipping_knows_all_parts(tiny_recipe, tiny_corpus):
     def work(rank):
         recipe = tiny_recipe(parallel="shard")
-        plain, network = build_network(recipe, 2), build_network(recipe, 2)
+        plain, network = (
+            build_network(recipe, {"channels": 4, "classes": 2}),
+            build_network(recipe, {"channels": 4, "classes": 2}),
+        )
         parallelise(network, recipe, Peers())
         torch.manual_seed(1)
         for p, q in zip(plain.parameters(), network.parameters(), strict=True):
@@ -178,7 +181,9 @@ def test_saving_memory_and_compiling_change_no_weight(tmp_path, tiny_recipe, tin
         train(tiny_recipe(steps=3, dropout=0.2, **more, **changes), tiny_corpus, tmp_path / name)
     assert difference(tmp_path / "plain", tmp_path / "saved") == 0.0
     assert not compiled
-    stepped = parallelise(build_network(tiny_recipe(**changes), 2), tiny_recipe(compile="blocks", **changes), Peers())
+    stepped = parallelise(
+        build_network(tiny_recipe(**changes), {"channels": 4, "classes": 2}), tiny_recipe(compile="blocks", **changes), Peers()
+    )
     assert len(compiled) == len(list(blocks(stepped))) >= 2
     x, t = torch.randn(2, 4, 16, 16), torch.zeros(2)
     before = stepped(x, t)
@@ -194,7 +199,7 @@ COMPILE = torch.compile
 
 def test_activations_that_are_not_kept_are_not_kept(tiny_recipe):
     def kept(**changes):
-        network = build_network(tiny_recipe(**DIT), 2)
+        network = build_network(tiny_recipe(**DIT), {"channels": 4, "classes": 2})
         stepped = parallelise(network, tiny_recipe(**changes, **DIT), Peers())
         own = {id(p) for p in network.parameters()}
         sizes = []

@@ -28,7 +28,7 @@ RECIPE = Recipe(
 @pytest.fixture
 def folder(tmp_path):
     torch.manual_seed(0)
-    network = build_network(RECIPE, 1)
+    network = build_network(RECIPE, {"channels": 4, "classes": 1})
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

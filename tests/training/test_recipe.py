@@ -67,7 +67,7 @@ def test_unreadable_files(tmp_path):
 
 def test_unknown_network_setting_is_one_line():
     with pytest.raises(UserError, match=r"network 'unet'.*depth"):
-        build_network(Recipe(settings={"depth": 3}), 0)
+        build_network(Recipe(settings={"depth": 3}), {"channels": 4, "classes": 0})
 
 
 def test_unreadable_pictures_are_named_and_nothing_is_written(tmp_path, picture_folder):

@@ -34,7 +34,7 @@ def train(recipe, corpus, out, resume=False, show=None, watched=True):
     """A run with reports, the last of them at its end as `unfog train` makes it."""
     out.mkdir(exist_ok=True)
     process = Gaussian(schedule_from_config(recipe.schedule))
-    network = build_network(recipe, len(corpus.styles))
+    network = build_network(recipe, {"channels": 4, "classes": len(corpus.styles)})
     task = Denoising(recipe, corpus, Preconditioned(network, process, recipe.prediction), network)
     watch, telemetry = Watch(recipe, corpus, corpus, process, torch.float32, "cpu"), Telemetry(out, recipe)
 
@@ -237,7 +237,7 @@ def test_shown_on_a_terminal_and_elsewhere(capsys, monkeypatch):
 
 def test_bin_losses_are_fixed_and_held_out_loss_is_their_mean(tiny_recipe, tiny_corpus):
     recipe = tiny_recipe()
-    network = build_network(recipe, 2).eval()
+    network = build_network(recipe, {"channels": 4, "classes": 2}).eval()
     denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
     first = bin_losses(denoiser, tiny_corpus, torch.float32, "cpu")
     torch.rand(5)
@@ -286,7 +286,7 @@ def test_a_report_tells_train_and_held_out_apart(tiny_recipe, tiny_corpus):
     import copy
 
     recipe = tiny_recipe()
-    network = build_network(recipe, 2)
+    network = build_network(recipe, {"channels": 4, "classes": 2})
     held = copy.copy(tiny_corpus)
     held.pictures, held.plain = 255 - tiny_corpus.pictures, 8
     average = copy.deepcopy(network)

@@ -70,7 +70,7 @@ def few(tmp_path_factory):
 
 
 def denoising(recipe, corpus, rank=2):
-    network = build_network(recipe, len(corpus.styles))
+    network = build_network(recipe, {"channels": 4, "classes": len(corpus.styles)})
     with torch.no_grad():  # as a trained one: at its start the head is zero, and would stay so
         for parameter in network.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
@@ -172,7 +172,7 @@ def test_subject_and_prior_share_each_batch(tmp_path, start, few):
     assert joined.names[3] == "prior/0000.png" and joined.styles == model.styles
     # the weights: rows by turns, whichever rows are asked for
     text_states(joined, TextEncoder.load(), tmp_path)
-    network = build_network(recipe, len(joined.styles))
+    network = build_network(recipe, {"channels": 4, "classes": len(joined.styles)})
     denoiser = Preconditioned(network, Gaussian(schedule_from_config(recipe.schedule)), recipe.prediction)
     task = TunedDenoising(recipe, joined, denoiser, network)
     batch = task.batch(2)

@@ -272,11 +272,11 @@ def _compare(like: Path, recipe: dict[str, Any], path: Path) -> int:
 
     if path.read_bytes() == like.read_bytes():
         return 0
-    same = False
+    same, other = False, "different pixels" if path.suffix == ".png" else "different content"
     if path.suffix == ".png":
         with Image.open(like) as before, Image.open(path) as after:
             same = (before.mode, before.size, before.tobytes()) == (after.mode, after.size, after.tobytes())
     whose = f"{like} was made by unfog {recipe['version']}, this is {unfog.__version__}"
     why = whose if recipe["version"] != unfog.__version__ else "made on another processor or with other libraries"
-    complain(f"--like: {path} has {'the same pixels but another file' if same else 'different content'} ({why})")
+    complain(f"--like: {path} has {'the same pixels but another file' if same else other} ({why})")
     return 0 if same else 1

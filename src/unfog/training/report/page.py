@@ -90,6 +90,7 @@ def _data(run: Run) -> str:
     told = [str(run.recipe.get("data"))]
     for key, words in (
         ("pictures", "pictures"),
+        ("items", "items"),
         ("recoloured", "recoloured"),
         ("held_out", "held out"),
         ("captions", "captions"),
