@@ -146,7 +146,7 @@ def _asked(table: Table, request: ForecastRequest) -> tuple[Table, int]:
     if request.samples * max(horizon, len(table) if request.fill else 0) * len(table.columns) > LARGEST:
         raise UserError(f"samples: {request.samples} of {horizon} steps are more than memory should hold; give fewer")
     goal = ~table.covered
-    empty = [c for c, known in zip(table.columns, np.isfinite(table.values).any(0), strict=True) if not known]
+    empty = [c for i, c in enumerate(table.columns) if not np.isfinite(table.values[:, i]).any()]
     if empty:
         raise UserError(f"{table.name}: column {empty[0]} holds no values; leave it out with --target")
     if table.covariates and not request.fill:
@@ -254,7 +254,7 @@ def drawn(made: Answer, most: int = 6) -> bytes:
         axis.set_xticks(marks, [part.table.clock.text(int(n)) for n in marks], fontsize=8)
         axis.set_title(f"{part.table.name}: {part.columns[v]}", fontsize=9, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    np.atleast_1d(figure.axes)[0].legend(fontsize=8, frameon=False, loc="upper left")
+    figure.axes[0].legend(fontsize=8, frameon=False, loc="upper left")
     handle = io.BytesIO()
     figure.savefig(handle, format="png", dpi=110)
     return handle.getvalue()

@@ -14,9 +14,9 @@ from unfog.errors import UserError
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model folder whose network is as it was drawn."""
-    from unfog.model import save_model
     from unfog.modalities import build_network, modality
     from unfog.modalities.series.data import SeriesOptions, open_series
+    from unfog.model import save_model
     from unfog.training.item_corpus import item_corpora
     from unfog.training.recipe import Recipe
 
@@ -49,7 +49,8 @@ def rows_of(text):
 def test_quantiles_come_as_csv_and_a_plot(model, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     source = table(tmp_path / "t.csv", 60)
-    words = ["forecast", str(source), "--horizon", "9", "--samples", "20", "--model", str(model), "--plot", str(tmp_path / "p.png")]
+    words = ["forecast", str(source), "--horizon", "9", "--samples", "20", "--model", str(model)]
+    words += ["--plot", str(tmp_path / "p.png")]
     assert run(words) == 0
     rows = rows_of(capsys.readouterr().out)
     assert len(rows) == 18 and rows[0]["time"] == "2024-03-01" and rows[0]["column"] == "x"
@@ -106,8 +107,9 @@ def test_what_cannot_be_done_is_one_line(model, tmp_path, capsys, words, said):
 
 
 def test_bad_tables_are_one_line(model, tmp_path, capsys):
-    for name, text, said in (("nan.csv", "time,x\n1,inf\n2,3\n", "not a finite number"), ("no.csv", None, "No such file"),
-                             ("few.csv", "time,x\n1,2\n2,3\n", "too few"), ("empty.csv", "time,x\n1,\n2,\n3,\n4,\n", "no values")):  # fmt: skip
+    cases = (("nan.csv", "time,x\n1,inf\n2,3\n", "not a finite number"), ("no.csv", None, "No such file"),
+             ("few.csv", "time,x\n1,2\n2,3\n", "too few"), ("empty.csv", "time,x\n1,\n2,\n3,\n4,\n", "no values"))  # fmt: skip
+    for name, text, said in cases:
         if text is not None:
             (tmp_path / name).write_text(text)
         assert run(["forecast", str(tmp_path / name), "--horizon", "2", "--model", str(model)]) == 2

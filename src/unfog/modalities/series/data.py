@@ -82,14 +82,16 @@ def _column(header: Sequence[str], given: str | None, usual: Sequence[str], wher
 
 
 def _table(name: str, times: Sequence[str], cells: Sequence[Sequence[str]], columns: Sequence[str], where: str) -> Table:
-    values = np.full((len(times), len(columns)), math.nan)
-    for i, row in enumerate(cells):
-        for j, cell in enumerate(row):
-            try:
-                values[i, j] = read_number(cell)
-            except ValueError:
-                line = f"{where}: {columns[j]} at {times[i]}"
-                raise UserError(f"{line} is {shown(cell)}, not a finite number (leave it empty where it is missing)") from None
+    try:
+        values = np.array(cells, dtype=np.float64).reshape(len(times), len(columns))
+    except ValueError:  # something is missing, or wrong
+        values = np.full((len(times), len(columns)), math.inf)
+    for i, j in np.argwhere(np.isinf(values)) if np.isinf(values).any() else ():
+        try:
+            values[i, j] = read_number(cells[i][j])
+        except ValueError:
+            line = f"{where}: {columns[j]} at {times[i]}"
+            raise UserError(f"{line} is {shown(cells[i][j])}, not a finite number (leave it empty where it is missing)") from None
     clock, places = even(times, where)
     whole = np.full((int(places[-1]) + 1, len(columns)), math.nan)
     whole[places] = values

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,26 +59,26 @@ def drawn(sampler: Sampler, windows: Sequence[Window], copies: int, seeds: Seque
     """y (len(windows)·copies, VARIATES, LENGTH): `copies` samples of each window; seeds: one a sample."""
     x0, cond = sampler.space.told(windows)
     told = cond
-    prepare = getattr(sampler.denoiser.network, "prepare", None)
-    if prepare is not None:  # what is known is read once for all samples and steps
-        first = next(iter(sampler.denoiser.network.parameters()))  # type: ignore[union-attr]
+    network: Any = sampler.denoiser.network
+    if hasattr(network, "prepare"):  # what is known is read once for all samples and steps
+        first = next(network.parameters())
         shown = {key: value.to(first.device, first.dtype) if value.is_floating_point() else value.to(first.device)
                  for key, value in cond.items()}  # fmt: skip
-        told = {"state": prepare(shown), **{key: shown[key] for key in ("known", "mask", "given")}}
+        told = {"state": network.prepare(shown), **{key: shown[key] for key in ("known", "mask", "given")}}
     kept, width = [], sampler.space.widths
     for first in range(0, len(seeds), BATCH):
         rows = torch.arange(first, min(first + BATCH, len(seeds))) // copies
         own = {key: value[rows] for key, value in told.items()}
         noise = _Streams(seeds[first : first + BATCH], number)
         start = sampler.denoiser.process.prior(noise.normal(x0.shape[1:], 0, told["known"].device), sampler.plan.start)
-        kept.append(sample(sampler.plan, lambda x, t, own=own: sampler.denoiser(x, t, own), start, noise))
+        kept.append(sample(sampler.plan, partial(sampler.denoiser, cond=own), start, noise))
     x = torch.cat(kept).cpu()
     for i, w in enumerate(windows):
         wide = width.get(w.table.frequency, 1.0)
         if copies > 1 and wide != 1.0:
-            own = x[i * copies : (i + 1) * copies]
-            middle = own.median(0).values
-            x[i * copies : (i + 1) * copies] = middle + wide * (own - middle)
+            part = x[i * copies : (i + 1) * copies]
+            middle = part.median(0).values
+            x[i * copies : (i + 1) * copies] = middle + wide * (part - middle)
     every = torch.arange(len(seeds)) // copies
     return sampler.space.values(x, {key: cond[key][every] for key in ("base", "unit", "low", "high")})
 

@@ -99,6 +99,8 @@ def _rows(raw: Table, spec: str) -> NDArray[np.bool_]:
                 f"keep: {shown(spec)} is no rows of the table; give `known`, or rows from 1 to {len(raw)} such as 1-40"
             )
         stays[int(first) - 1 : int(last)] = True
+    if raw.values.shape[1] > 1:
+        raise UserError("keep: rows are kept of one column; give a table of one, or `known`")
     if not known.all():
         raise UserError("keep: the table lacks values; give `known`, which fills them and keeps the others")
     return stays[:, None] & known

@@ -14,8 +14,23 @@ from unfog.errors import UserError, unknown
 from unfog.modalities.contract import ANY, Cond, Items
 from unfog.modalities.series.table import FREQUENCIES, Clock, Table
 from unfog.modalities.series.window import (
-    AHEAD, CURVE, FARTHEST, LENGTH, NEVER, PAST, ROW, STEPS, VARIATES, Bools, Rows, Window, ahead_of, free, rows_of, window,
-)  # fmt: skip
+    AHEAD,
+    CURVE,
+    FARTHEST,
+    LENGTH,
+    NEVER,
+    PAST,
+    ROW,
+    STEPS,
+    VARIATES,
+    Bools,
+    Rows,
+    Window,
+    ahead_of,
+    free,
+    rows_of,
+    window,
+)
 
 FEW = 6  # known values that a training window has at least
 PLAIN, HOLES, FREE = 0.72, 0.20, 0.08  # shares of training: forecasts, gaps, nothing known
@@ -51,9 +66,9 @@ def chosen(table: Table, rng: np.random.Generator) -> Window:
         if np.isfinite(table.values[max(0, end - LENGTH) : end, column]).sum() >= FEW:
             return free(table, end, column)
     if table.values.shape[1] > 1 and rng.random() < 0.3:  # some variates are known ahead
-        ahead = rng.random(table.values.shape[1]) < 0.3
-        ahead[int(rng.integers(len(ahead)))] = False
-        table = replace(table, covariates=tuple(c for c, a in zip(table.columns, ahead, strict=True) if a))
+        told: Bools = np.asarray(rng.random(table.values.shape[1]) < 0.3)
+        told[int(rng.integers(len(told)))] = False
+        table = replace(table, covariates=tuple(c for c, a in zip(table.columns, told, strict=True) if a))
     if draw < FREE + HOLES and rows >= 3 * FEW:
         origin = int(rng.integers(min(PAST, rows), rows + 1))
         begin, end = max(0, origin - PAST), min(rows, origin + AHEAD)

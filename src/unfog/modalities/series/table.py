@@ -14,6 +14,7 @@ from unfog.errors import UserError, shown
 Floats = NDArray[np.float64]
 FREQUENCIES = ("yearly", "quarterly", "monthly", "weekly", "daily", "hourly", "half-hourly", "other")
 AHEAD = {"yearly": 8, "quarterly": 12, "monthly": 24, "weekly": 26, "daily": 28, "hourly": 48, "half-hourly": 48, "other": 16}
+START = datetime(1970, 1, 1, tzinfo=UTC)
 MOST_MISSING = 0.5  # share of the rows of an even clock that a file may lack
 _MONTHS = {1: "monthly", 3: "quarterly", 12: "yearly"}
 _SECONDS = {7 * 86400: "weekly", 86400: "daily", 3600: "hourly", 1800: "half-hourly"}
@@ -103,11 +104,11 @@ class Table:
         return [self.clock.text(n) for n in range(first, len(self) if last is None else last)]
 
 
-def _seconds(text: str, where: str) -> tuple[str, int, int]:
-    """(unit, value, day) of one time: a whole number or an ISO date, month or time."""
+def _read(text: str, where: str) -> tuple[str, int]:
+    """(unit, value) of one time: a whole number or an ISO date, month or time."""
     text = text.strip()
     if text.lstrip("-").isdecimal() and len(text) <= 18:
-        return "count", int(text), 0
+        return "count", int(text)
     try:
         if len(text) == 7:
             text += "-01"
@@ -115,7 +116,7 @@ def _seconds(text: str, where: str) -> tuple[str, int, int]:
     except ValueError:
         raise UserError(f"{where}: time {shown(text)} is no whole number and no ISO date such as 2024-05-01T13:00") from None
     stamp = stamp.replace(tzinfo=UTC) if stamp.tzinfo is None else stamp.astimezone(UTC)
-    return "second", int((stamp - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()), stamp.day
+    return "second", int((stamp - START).total_seconds())
 
 
 def even(times: Sequence[str], where: str) -> tuple[Clock, NDArray[np.int64]]:
@@ -125,11 +126,14 @@ def even(times: Sequence[str], where: str) -> tuple[Clock, NDArray[np.int64]]:
     """
     if not times:
         raise UserError(f"{where}: holds no rows")
-    read = [_seconds(text, where) for text in times]
-    units = {unit for unit, _, _ in read}
-    if len(units) > 1:
-        raise UserError(f"{where}: some times are whole numbers and some are dates; give one kind")
-    unit, values = units.pop(), np.array([value for _, value, _ in read], np.int64)
+    try:
+        unit, values = "count", np.array(list(map(int, times)), np.int64)
+    except (ValueError, OverflowError):
+        read = [_read(text, where) for text in times]
+        units = {unit for unit, _ in read}
+        if len(units) > 1:
+            raise UserError(f"{where}: some times are whole numbers and some are dates; give one kind") from None
+        unit, values = units.pop(), np.array([value for _, value in read], np.int64)
     day = 1
     if unit == "second" and len(values) > 1:
         monthly = _monthly(values)
