@@ -22,7 +22,7 @@ from unfog.training.item_corpus import item_corpora
 from unfog.training.machine import Peak, resident
 from unfog.training.picture_corpus import build_corpus
 from unfog.training.recipe import Recipe
-from unfog.training.watch import KNOWN
+from unfog.training.watch import NEAR
 
 SAMPLE, CAPTIONS = 128, 96  # pictures read and captions encoded to learn how fast that goes
 
@@ -51,7 +51,7 @@ def _measure_items(items: Items, recipe: Recipe, model: Model | None) -> Data:
     start = time.perf_counter()
     corpus, _ = item_corpora(kind, items, model.space if model else kind.fit(items, kind.options.model_validate(recipe.options)))
     x0, _ = corpus.known(np.arange(min(SAMPLE, corpus.plain)))
-    kept = round(x0[0].numel() * x0.element_size() * min(corpus.plain, KNOWN))  # what looking for copies holds
+    kept = round(x0[0].numel() * x0.element_size() * min(corpus.plain, NEAR))  # what looking for copies holds
     return Data(corpus, corpus.plain, 0, time.perf_counter() - start, kept, 2 * kept, base)
 
 

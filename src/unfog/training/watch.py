@@ -41,6 +41,7 @@ NOISE_BINS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # ln(sigma/alpha) at which held-o
 COUNT = 64  # items whose loss is measured
 SCALE = 2.5  # guidance of the samples
 KNOWN = 10_000  # training pictures, drawn by a fixed seed where there are more, among which copies are looked for
+NEAR = 2_000  # items of other kinds, for whom each is encoded anew
 UNSEEN = 128  # real pictures that say how near an unseen one comes
 QUANTILE = 0.05  # of them; with as few samples as a sheet holds, 1 % could not be told from 0
 BLOCK = 2_048  # training pictures at once: 32 MB at 64 pixels
@@ -118,7 +119,7 @@ class NearCheck:
     """The same of items of any kind, by their distance in model space."""
 
     def __init__(self, corpus: Corpus, held: Corpus) -> None:
-        known, unseen = (np.random.default_rng(3).permutation(c.plain)[:n] for c, n in ((corpus, KNOWN), (held, UNSEEN)))
+        known, unseen = (np.random.default_rng(3).permutation(c.plain)[:n] for c, n in ((corpus, NEAR), (held, UNSEEN)))
         spots = torch.cat([corpus.known(known[i : i + BLOCK])[0].cpu() for i in range(0, len(known), BLOCK)])
         self.near = Near.of(spots, None if held is corpus else held.known(unseen)[0].cpu(), QUANTILE)
 
