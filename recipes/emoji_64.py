@@ -10,13 +10,14 @@ On several cores, one process each (they average their weights every 32 steps):
 Data: the shipped set, 8,074 training pictures in five styles (licences: NOTICE). 6.7M parameters, 13 MB at half precision.
 The learning rate is constant until 70 % of `steps`: a run may be prolonged at any time, or ended by --resume with fewer --steps.
 
-The shipped model: two processes on two cores, 2,850 steps of 2 x 64 = 364,800 pictures (45 epochs). Steps 1 to 864 with noise
-of mean 0.4 and deviation 1.3, 88 minutes on a busy machine; from its half-precision average on with a fresh optimiser and the
-noise below, 113 minutes at 1.8 to 4 s a step (AVX2 only, float32), --steps 2850, so that the rate fell from step 1995 on.
-Held-out x0 error at ln(sigma/alpha) = -2, -1, 0, 1, 2, 3: .0063 .0097 .0202 .0494 .130 .276 (after 864 steps: .0092 .0130 .0257
-.0619 .161 .345), and still falling: a million pictures and more are wanted. Score (300 pictures): retrieval reaches 26 % of real
-pictures' on training concepts, 31 % on held-out pairs, 30 % on held-out concepts (after 864 steps 11, 15, 7); wrong style 24 %
-(47); no copies.
+The shipped model: two processes on two cores (AVX2 only, float32), 5,450 steps of 2 x 64 = 697,600 pictures (86 epochs), some
+seven hours on a busy machine: 2,850 steps (the first 864 with noise of mean 0.4 and deviation 1.3), then from their half-precision
+average on with a fresh optimiser 2,600 more, the rate falling from the 1,820th on (--resume --steps 2600).
+Held-out x0 error at ln(sigma/alpha) = -2, -1, 0, 1, 2, 3: .0054 .0086 .0187 .0463 .118 .234 (after 2,850 steps .0063 .0097 .0202
+.0494 .130 .276; after 864 .0092 .0130 .0257 .0619 .161 .345), and still falling.
+Score (benchmarks/results/emoji_64_evaluation.json, 1,536 pictures): an independent judge names 45 % as often as for real pictures
+[40, 51] on training concepts, 39 % [34, 44] on held-out pairs, 46 % [37, 57] on held-out concepts (after 2,850 steps 27, 27, 36);
+FD-lite0 361 (411; real held-out pictures 10.6); wrong style 20 % (21); no copies.
 
 Why x0: with 64 numbers in a patch, predicting v (an earlier run, 25,600 pictures) asks the network to carry the noise itself
 through its channels, which it cannot (arXiv:2511.13720 found the same); every picture was speckled.
