@@ -32,7 +32,7 @@ RECIPE = {
         "Audiophob kit, soundcloud.com/audiophobdubstep, CC0",
         "Sonic Pi samples, CC0",
     ],
-    "report_steps": 1000,
+    "report_steps": 500,
 }  # fmt: skip
 
 if __name__ == "__main__":

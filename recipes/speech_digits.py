@@ -28,7 +28,7 @@ RECIPE = {
     "ema": 0.08,
     "defaults": {"steps": 20, "scale": 2.0, "sampler": "auto"},
     "licences": ["Asterisk core sounds in English, Allison Smith, CC BY-SA 3.0"],
-    "report_steps": 1000,
+    "report_steps": 500,
 }  # fmt: skip
 
 if __name__ == "__main__":

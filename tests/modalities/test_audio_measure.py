@@ -61,15 +61,14 @@ def test_the_judge_is_small():
     assert json.loads((FOLDER / "judge.json").read_text())["data"] == list(SETS)
 
 
-def test_real_clips_measure_as_real(shipped):
-    held = part(shipped, shipped.split("heldout")[::4])
-    if ears.found("speechmos", "dnsmos_models", "sig_bak_ovr.onnx"):
-        held = part(held, range(6))  # each takes it a second
+def test_real_clips_measure_as_real(shipped, monkeypatch):
+    monkeypatch.setattr("unfog.modalities.audio.measure.MOST_RATED", 1)  # each takes it a second
+    held = part(shipped, shipped.split("heldout")[::6])
     rows = {row.name: row for row in measure(held.raw, held.prompts, held, 0)}
     right = rows["class as asked"]
     assert np.array_equal(right.made, right.real) and right.unit == "%" and right.group == "condition"
     if "pitch as asked" in rows:
-        assert rows["pitch as asked"].made.mean() > 0.9
+        assert rows["pitch as asked"].made.mean() > 0.8
     wrong = measure(held.raw, held.prompts[::-1], held, 0)
     assert {row.name: row for row in wrong}["class as asked"].made.mean() < 0.5
 
@@ -87,7 +86,8 @@ def test_measures_that_lack_a_package_are_left_out_aloud(shipped, monkeypatch):
         cached.cache_clear()
 
 
-def test_unknown_classes_are_not_judged_and_nothing_is_refused():
+def test_unknown_classes_are_not_judged_and_nothing_is_refused(monkeypatch):
+    monkeypatch.setattr("unfog.modalities.audio.measure.MOST_RATED", 1)
     waves = [np.sin(np.arange(8000) * k / 9).astype(np.float32) for k in range(1, 5)]
     own = Items("own", waves, ["whale"] * 4, ["train"] * 4, list("abcd"))
     rows = measure(waves, ["whale"] * 4, own, 0)
