@@ -243,7 +243,8 @@ def drawn(made: Answer, most: int = 6) -> bytes:
         for low, high in zip(made.quantiles, reversed(made.quantiles), strict=True):
             if low < high:
                 edges = np.quantile(own, [low, high], axis=0)
-                axis.fill_between(steps, *edges, color="#1f5fbf", alpha=0.18, linewidth=0, label=f"{100 * (high - low):.0f} %")
+                shade = 0.12 + 0.35 * (1 - (high - low))  # what holds less lies nearer to the median, and darker
+                axis.fill_between(steps, *edges, color="#1f5fbf", alpha=shade, linewidth=0, label=f"{100 * (high - low):.0f} %")
         axis.plot(np.arange(begin, part.first if not made.filled else len(y)), y[begin : None if made.filled else part.first],
                   color="#333333", linewidth=1)  # fmt: skip
         middle = np.median(own, 0)

@@ -363,16 +363,16 @@ def test_a_file_carries_its_recipe_and_comes_back():
     back, recipe = from_bytes(data, "t.csv")
     assert recipe == {"seed": 3} and np.allclose(back.values, table.values) and back.frequency == "monthly"
     assert kind.suffix == ".csv" and to_bytes(table, {"seed": 3}) == data
-    assert from_bytes(b"time,x\n1,2\n2,3\n", "t.csv")[1] == {}
+    assert from_bytes(b"time,x\n1,2\n2,3\n", "t.csv")[1] == {} and (back.ahead, back.seasons) == (table.ahead, (12,))
     assert render([table, table], ["one", "two"]).size == (240, 240)
 
 
 def test_keeping_rows_and_filling_in_the_generic_way():
     space, table = SeriesSpace(), a_table(30, 1, ahead=0)
-    stays = keep(space, table, "1-10,12")
+    stays = keep(space, table, "0-9,11")
     assert stays.shape == space.shape and stays[0, LENGTH - 30 : LENGTH - 20].all() and stays.sum() == 11
     made = replace(table, values=table.values + 1)
-    pasted = paste(space, made, table, "1-10,12").values
+    pasted = paste(space, made, table, "0-9,11").values
     assert (pasted[:10] == table.values[:10]).all() and (pasted[12:] == made.values[12:]).all()
     holes = table.values.copy()
     holes[5:9] = np.nan
@@ -382,8 +382,8 @@ def test_keeping_rows_and_filling_in_the_generic_way():
     assert (paste(space, made, holed, "known").values[9:] == table.values[9:]).all()
     with pytest.raises(UserError, match="one column"):
         keep(space, a_table(30, 2, ahead=0), "1-3")
-    for spec in ("0-3", "rows", "40"):
-        with pytest.raises(UserError, match="rows from 1 to 30"):
+    for spec in ("-3", "rows", "30", "9-8"):
+        with pytest.raises(UserError, match="rows from 0 to 29"):
             keep(space, table, spec)
 
 

