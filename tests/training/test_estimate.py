@@ -13,6 +13,7 @@ from unfog.errors import UserError
 from unfog.modalities.image.data import PictureSet
 from unfog.requests import EstimateRequest, TrainRequest
 from unfog.training import estimate as module
+from unfog.training import estimate_data
 from unfog.training.estimate import Speed, estimate, fitted, measure_data, measure_steps, planned, reckon
 from unfog.training.machine import Peak, resident, since_start
 from unfog.training.presets import CHOSEN, PRESETS, preset
@@ -77,8 +78,8 @@ def test_the_parts_add_up(data):
 def test_a_data_set_is_reckoned_from_a_part_of_it(data, pictures, monkeypatch):
     assert (data.pictures, data.captions) == (20, 21)
     assert data.bytes_kept == 20 * 16 * 16 * 4 + 21 * 32 * (384 * 2 + 1)
-    monkeypatch.setattr(module, "SAMPLE", 5)
-    monkeypatch.setattr(module, "CAPTIONS", 4)
+    monkeypatch.setattr(estimate_data, "SAMPLE", 5)
+    monkeypatch.setattr(estimate_data, "CAPTIONS", 4)
     part = measure_data(PictureSet.open(pictures), Recipe(**TINY))
     assert part.corpus.plain == 5 and (part.pictures, part.captions, part.bytes_kept) == (20, 21, data.bytes_kept)
 

@@ -9,7 +9,6 @@ run folder holds at the end.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import os
@@ -20,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from unfog.diffusion import Gaussian, schedule_from_config
@@ -28,51 +26,34 @@ from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError
 from unfog.modalities import modality
 from unfog.modalities.contract import Items
-from unfog.modalities.image.captions import captions
 from unfog.modalities.image.data import PictureSet
 from unfog.model import Model
-from unfog.networks.text import TOKENS, WIDTH, TextEncoder
+from unfog.networks.text import TOKENS, WIDTH
 from unfog.precision import fastest
 from unfog.requests import EstimateRequest, TrainRequest
 from unfog.training.budget import KEPT, MINUTES, Budget, clock, recorded
 from unfog.training.checkpoint import Checkpoints
-from unfog.training.corpus import Corpus
 from unfog.training.denoising import Denoising
 from unfog.training.ema import WIDTHS
+from unfog.training.estimate_data import Data, measure_data
 from unfog.training.gate import FITTED, TRIED, Finding, Scene, examine
 from unfog.training.gate_scene import warning
-from unfog.training.item_corpus import item_corpora
 from unfog.training.loop import averages_of, train_step
 from unfog.training.machine import Peak, crowded, memory, resident, since_start, start_clock
 from unfog.training.optimisers import optimiser_of
 from unfog.training.parallel import parallelise
 from unfog.training.peers import Peers
-from unfog.training.picture_corpus import build_corpus
 from unfog.training.presets import CHOSEN, EPOCHS, LEAST_STEPS, PRESETS
 from unfog.training.recipe import Recipe
 from unfog.training.tuning import prepare
-from unfog.training.watch import COUNT, KNOWN, NOISE_BINS, draw_samples, held_out_loss
+from unfog.training.watch import COUNT, NOISE_BINS, draw_samples, held_out_loss
 
-SAMPLE, CAPTIONS = 128, 96  # pictures read and captions encoded to learn how fast that goes
 STEPS, LONGEST = (3, 12), 6.0  # steps measured, fewest and most, and seconds after which no further one begins
 LOSSES = 3  # sets of them in a report: held-out pictures by the average and by the weights themselves, training pictures
 SHARE = {"tiny": 0.12}  # of the time for reports; else SHARE_ELSE
 SHARE_ELSE = 0.05
 FIRST = 50.0  # seconds in which tiny shows its first grid, where the data allow it
 FEWEST = 20  # steps that are still called training
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set as measured on a few of its pictures."""
-
-    corpus: Corpus  # of pictures a few, with text states that are some captions' own
-    pictures: int  # in the whole set, trained on and held out
-    captions: int
-    seconds: float  # to read all, text states included
-    bytes_kept: int  # all pictures and text states
-    bytes_peak: int  # most that is held while they are read
-    base: int  # bytes of the process without any
 
 
 @dataclass(frozen=True)
@@ -96,7 +77,7 @@ class Estimate:
     preset: str | None
     network: str
     parameters: int
-    size: int
+    size: int  # pixels a side; 0 where the items are no pictures
     batch: int
     steps: int
     pictures: int
@@ -119,10 +100,11 @@ class Estimate:
         return {**asdict(self), "warnings": [asdict(finding) for finding in self.warnings]}
 
     def __str__(self) -> str:
-        preset = f"{self.preset}: " if self.preset else ""
+        preset, size = f"{self.preset}: " if self.preset else "", f", {self.size} px" if self.size else ""
+        items = "pictures" if self.size else "items"
         rows = [
-            ("network", f"{preset}{self.network}, {self.parameters / 1e6:.1f}M parameters, {self.size} px"),
-            ("run", f"{self.steps} steps of {self.batch}: {self.pictures} pictures, {self.epochs:.3g} times each"),
+            ("network", f"{preset}{self.network}, {self.parameters / 1e6:.1f}M parameters{size}"),
+            ("run", f"{self.steps} steps of {self.batch}: {self.pictures} {items}, {self.epochs:.3g} times each"),
             ("1,000 steps", clock(self.seconds_per_1000_steps)),
             ("set-up", clock(self.setup_seconds)),
             ("first samples", f"after {clock(self.first_grid_seconds)}"),
@@ -133,58 +115,6 @@ class Estimate:
         ]  # fmt: skip
         lines = [f"{name:14}{text}" for name, text in rows]
         return "\n".join([*lines, *(f"{finding.degree:14}{finding.text}" for finding in self.warnings)])
-
-
-def measure_data(data: PictureSet | Items, recipe: Recipe, model: Model | None = None) -> Data:
-    """What there is to learn from, and what reading it takes."""
-    return _measure_items(data, recipe, model) if isinstance(data, Items) else _measure_pictures(data, recipe, model)
-
-
-def _measure_items(items: Items, recipe: Recipe, model: Model | None) -> Data:
-    """The items are at hand already; 128 of them, encoded, say how large they are in model space."""
-    kind, base = modality(recipe.kind), resident()
-    start = time.perf_counter()
-    corpus, _ = item_corpora(kind, items, model.space if model else kind.fit(items, kind.options.model_validate(recipe.options)))
-    x0, _ = corpus.known(np.arange(min(SAMPLE, corpus.plain)))
-    kept = round(x0[0].numel() * x0.element_size() * min(corpus.plain, KNOWN))  # what looking for copies holds
-    return Data(corpus, corpus.plain, 0, time.perf_counter() - start, kept, 2 * kept, base)
-
-
-def _measure_pictures(data: PictureSet, recipe: Recipe, model: Model | None) -> Data:
-    """Read SAMPLE pictures and encode CAPTIONS captions, and reckon what all of them take."""
-    base = resident()
-    encoder = TextEncoder.load()
-    trained = data.split("train")
-    held_out = next((found for s in ("heldout_pair", "heldout_concept") if (found := data.split(s))), [])
-    if not trained:
-        raise UserError(f"{data.path}: no picture of split 'train'; put some there")
-    few = copy.copy(data)
-    few.records = [data.records[i] for i in np.unique(np.linspace(0, len(trained) - 1, SAMPLE).astype(int)).tolist()
-                   for i in [trained[i]]]  # fmt: skip
-    theirs: dict[str, Any] = {"styles": model.styles, "codec": model.codec} if model else {}
-    start = time.perf_counter()
-    with Peak() as peak:
-        corpus = build_corpus(few, recipe, **theirs)
-    each = (time.perf_counter() - start) / corpus.plain
-    count = len(trained) + len(held_out)
-    rng = np.random.default_rng(0)
-    lines = sorted({line for i in [*trained, *held_out] for line in captions(data.records[i], rng)} | {""})
-    plain = {line for record in few.records for line in captions(record, rng)} | {""}
-    recoloured = max(len(corpus.captions) - len(plain), 0) * len(trained) / corpus.plain if recipe.recolour else 0
-    total = len(lines) + round(recoloured)
-    chosen = [lines[i] for i in rng.permutation(len(lines))[:CAPTIONS]]
-    encoder(chosen[:4])
-    start = time.perf_counter()
-    states, masks = encoder(chosen)
-    rate = (time.perf_counter() - start) / len(chosen)
-    index = torch.arange(len(corpus.captions)) % len(chosen)
-    corpus.states, corpus.masks = states.half()[index], masks[index]
-    state_bytes = total * TOKENS * (WIDTH * 2 + 1)
-    kept = round(count * len(corpus.pictures) / corpus.plain) * recipe.size**2 * 4
-    # text states are held twice while they are put together, and once more while they are written
-    reading = max(round(peak.growth / corpus.plain * count), kept + 2 * state_bytes)
-    base = max(resident() - sum(t.numel() * t.element_size() for t in (corpus.pictures, corpus.states)), base)
-    return Data(corpus, count, total, each * count + rate * total, kept + state_bytes, reading, base)
 
 
 def measure_steps(recipe: Recipe, data: Data, model: Model | None, longest: float = LONGEST) -> Speed:
@@ -262,7 +192,8 @@ def reckon(recipe: Recipe, data: Data, speed: Speed, *, start: float, preset: st
     disk = (min(checkpoints, 2) * speed.checkpoint_bytes + 2 * speed.parameters + encoded + reports * (speed.picture_bytes + 200)
             + min(recipe.snapshots, recipe.steps) * len(WIDTHS) * 2 * speed.parameters + recipe.steps // 10 * 120)  # fmt: skip
     return Estimate(
-        preset, recipe.network, speed.parameters, recipe.size, recipe.batch, recipe.steps, recipe.steps * recipe.batch,
+        preset, recipe.network, speed.parameters, recipe.size if recipe.kind == "image" else 0, recipe.batch, recipe.steps,
+        recipe.steps * recipe.batch,
         recipe.steps * recipe.batch / max(data.pictures, 1), budget, setup, speed.step, 1000 * speed.step, speed.report, reports,
         setup + work + checkpoints * speed.checkpoint, setup + first * speed.step + speed.report,
         data.base + max(data.bytes_peak, (0 if gpu else data.bytes_kept) + speed.peak),

@@ -347,7 +347,7 @@ def overfit(scene: Scene) -> Iterator[Finding]:
 
 Check = Callable[[Scene], Iterator[Finding]]
 OF_PICTURES: tuple[Check, ...] = (items, values, duplicates, held_out, texts, labels)
-OF_ITEMS: tuple[Check, ...] = (items, encoded, repeated)
+OF_ITEMS: tuple[Check, ...] = (items, repeated, encoded)
 CHECKS: tuple[Check, ...] = (settings, schedule, weight, precision, draws, conditions, declared, overfit)
 
 

@@ -55,6 +55,9 @@ from unfog.training.watch import Watch
 FIXED = ("kind", "options", "size", "network", "settings", "schedule", "prediction", "augment")
 
 
+AS_FOUND = {"recolour": 0.0}  # of pictures of one's own
+
+
 def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet | Items, Model | None]:
     """The recipe of a request (a recipe file, or the defaults for a folder), the data it names, the model it starts from."""
     source, start = request.source, request.start
@@ -78,7 +81,7 @@ def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet 
     else:
         if isinstance(request, TrainRequest) and request.resume and start is None and (kept := recorded(request.out)):
             start = kept.recipe.start
-        own: dict[str, Any] = {"name": source.stem or "my-model", "data": str(source), "recolour": 0.0}
+        own: dict[str, Any] = {"name": source.stem or "my-model", "data": str(source)}
         model, data = load(start) if start else None, source
         if model is not None:  # so many steps at half the rate: enough for some thousand pictures, little is forgotten
             if request.preset is not None:
@@ -86,11 +89,13 @@ def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet 
             theirs = _recipe_of(model)
             if request.kind not in (None, theirs.kind):
                 raise UserError(f"kind: {start} is of the kind {theirs.kind}; leave --kind out, or --start")
-            recipe = theirs.model_copy(update={**own, "steps": 2000, "lr": theirs.lr / 2})
+            recipe = theirs.model_copy(
+                update={**own, **(AS_FOUND if theirs.kind == "image" else {}), "steps": 2000, "lr": theirs.lr / 2}
+            )
         elif request.kind not in (None, "image"):
-            recipe = of_kind(str(request.kind), request.preset or "tiny", name=own["name"], data=own["data"])
+            recipe = of_kind(str(request.kind), request.preset, **own)
         else:
-            recipe = preset(request.preset or DEFAULT).recipe(**own)
+            recipe = preset(request.preset or DEFAULT).recipe(**own, **AS_FOUND)
     changed: dict[str, Any] = {"start": start} | ({} if request.steps is None else {"steps": request.steps})
     recipe = settled(recipe, request, model).model_copy(update=changed)
     if recipe.kind != "image":
@@ -98,9 +103,14 @@ def settle(request: TrainRequest | EstimateRequest) -> tuple[Recipe, PictureSet 
     return recipe, named(recipe, _opened(data, request)), model
 
 
-def of_kind(kind: str, name: str, /, **own: Any) -> Recipe:
-    """A preset of a kind that is not pictures, and `own` settings beside it. Raises UserError naming the nearest."""
-    fields = lookup(modality(kind).presets, name, f"preset of the kind {kind}")
+def of_kind(kind: str, named: str | None, **own: Any) -> Recipe:
+    """A preset of a kind that is not pictures (without a name the first that is not tiny), and `own` settings beside it.
+
+    Raises UserError naming the nearest.
+    """
+    presets = modality(kind).presets
+    name = named or next((name for name in presets if name != "tiny"), "tiny")
+    fields = lookup(presets, name, f"preset of the kind {kind}")
     return checked({"kind": kind, **fields, **own}, f"preset {name}")
 
 
@@ -220,7 +230,7 @@ def _of_items(recipe: Recipe, request: TrainRequest, items: Items, model: Model 
     else:
         space = model.space if model else kind.fit(items, kind.options.model_validate(recipe.options))
     if leads and not before:
-        began.remember(out, files, {"space": space.card()})
+        began.remember(out, files, {"items": len(items), "space": space.card()})
     return item_corpora(kind, items, space)
 
 
@@ -236,7 +246,7 @@ def _of_pictures(
     corpus = build_corpus(data, recipe, styles=styles, codec=codec, out=out)
     if leads and not before:
         codec_ = {"mean": corpus.codec.mean, "std": corpus.codec.std}
-        began.remember(out, began.digests(data), {"styles": corpus.styles, **codec_})
+        began.remember(out, began.digests(data), {"pictures": len(data), "styles": corpus.styles, **codec_})
     unknown = sorted(set(data.styles) - set(corpus.styles))
     if unknown and leads:
         whose = f"{recipe.start} does" if model else "the run did"

@@ -56,7 +56,7 @@ def settled(recipe: Recipe, request: TrainRequest | EstimateRequest, model: Mode
     if folder and (subject or word):
         update |= {"batch": SUBJECT_BATCH, "accumulate": 1, "steps": WORD_STEPS if word else SUBJECT_STEPS}
         update |= {"warm_up": 20} | ({"lr": WORD_LR} if word else {})
-    if subject or word:
+    if (subject or word) and recipe.kind == "image":
         update["recolour"] = 0.0  # what is learned has its own colours
     if asked.get("lora") or recipe.lora or word:
         update["snapshots"] = 0  # averages of branches or words are no model's
