@@ -33,12 +33,11 @@ HELD_OUT = "held-out real"
 Values = dict[tuple[str, str], tuple[NDArray[Any], list[str]]]  # of each sample, and what it is paired by
 
 
-def items_at(kind: Modality, place: str | Path) -> Items:
-    """The items of a shipped data set or of a file or folder. Raises UserError where there are none."""
+def items_at(kind: Modality, place: str | Path, options: Any = None) -> Items:
+    """The items of a shipped data set or of a file or folder, read with the kind's options. Raises UserError where none are."""
     from unfog.data import known
 
-    options = kind.options()
-    return kind.open(known().get(str(place), Path(place)), options)
+    return kind.open(known().get(str(place), Path(place)), kind.options.model_validate(options or {}))
 
 
 def measured(

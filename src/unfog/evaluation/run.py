@@ -118,7 +118,9 @@ def _items(kind: Modality, request: EvaluateRequest, asked: Asked) -> list[Found
     against = request.against or next((str(m.card["training"]["data"]) for m in models.values()), None)
     if against is None:
         raise UserError("against: is missing; give the data to compare with")
-    data = items_at(kind, against)
+    # as the first model's data were read
+    options = next((m.card["training"].get("recipe", {}).get("options") for m in models.values()), None)
+    data = items_at(kind, against, options)
     space = next((m.space for m in models.values()), None) or kind.fit(data, kind.options())
     found = []
     for name in request.models:
@@ -126,7 +128,7 @@ def _items(kind: Modality, request: EvaluateRequest, asked: Asked) -> list[Found
         if model is not None:
             made, prompts, seconds = made_items(model, data, asked)
         else:
-            own = items_at(kind, name)
+            own = items_at(kind, name, options)
             made, prompts, seconds = list(own.raw[: asked.n]), list(own.prompts[: asked.n]), None
         called = model.name if model is not None else Path(name).name
         report, estimates, values = report_of(called, model, made, prompts, kind, space, data, asked, request.force, seconds)
