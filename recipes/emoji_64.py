@@ -11,8 +11,8 @@ Data: the shipped set, 8,074 training pictures in five styles (licences: NOTICE)
 The learning rate is constant until 70 % of `steps`: a run may be prolonged at any time, or ended by --resume with fewer --steps.
 
 The shipped model: two processes on two cores (AVX2 only, float32), 5,450 steps of 2 x 64 = 697,600 pictures (86 epochs), some
-seven hours on a busy machine: 2,850 (the first 864 with noise of mean 0.4 and deviation 1.3), then from their half-precision average
-on with a fresh optimiser 2,600 more, the rate falling from the 1,820th on (--resume --steps 2600).
+seven hours on a busy machine: 2,850 (the first 864 with noise of mean 0.4 and deviation 1.3), then from their half-precision
+average on with a fresh optimiser 2,600 more, the rate falling from the 1,820th on (--resume --steps 2600).
 Held-out x0 error at ln(sigma/alpha) = -2, -1, 0, 1, 2, 3: .0054 .0086 .0187 .0463 .118 .234 (after 2,850 steps .0063 .0097 .0202
 .0494 .130 .276; after 864 .0092 .0130 .0257 .0619 .161 .345), and still falling.
 Score (benchmarks/results/emoji_64_evaluation.json, 1,536 pictures): an independent judge names 45 % as often as for real pictures

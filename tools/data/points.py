@@ -1,6 +1,6 @@
 """Build the set of points: two moons and a ring, 2,000 of each class, as a CSV that a user's own could be.
 
-    python tools/data/points.py --out src/unfog/data/points.csv
+python tools/data/points.py --out src/unfog/data/points.csv
 """
 
 from __future__ import annotations
