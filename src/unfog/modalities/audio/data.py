@@ -75,7 +75,8 @@ def _bytes_of(path: Path) -> bytes:
 def _listed(path: Path) -> tuple[dict[str, Callable[[], bytes]], bytes | None]:
     """Sound files by name, each to be read, and the metadata if there are any."""
     if path.is_dir():
-        files = {p.relative_to(path).as_posix(): partial(_bytes_of, p) for p in sorted(path.rglob("*"))
+        files: dict[str, Callable[[], bytes]] = {
+            p.relative_to(path).as_posix(): partial(_bytes_of, p) for p in sorted(path.rglob("*"))
                  if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}  # fmt: skip
         told = path / METADATA
         return files, told.read_bytes() if told.is_file() else None

@@ -138,7 +138,7 @@ def frechet(a: Array, b: Array) -> float:
     Source: Dowson and Landau 1982.
     """
     x, y = ((rows - rows.mean(0)) / np.sqrt(max(len(rows) - 1, 1)) for rows in (a, b))
-    left, right = (np.linalg.qr(rows, mode="r") for rows in (x, y))  # X = Q·R, and Q has no say in singular values
+    left, right = (np.linalg.qr(rows)[1] for rows in (x, y))  # X = Q·R, and Q has no say in singular values
     shared = np.linalg.svd(left @ right.T, compute_uv=False).sum()
     apart = np.square(a.mean(0) - b.mean(0)).sum()
     return max(0.0, float(apart + np.square(x).sum() + np.square(y).sum() - 2 * shared))

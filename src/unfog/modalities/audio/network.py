@@ -67,7 +67,8 @@ class BandsUNet(nn.Module):
         self.channels = channels
         self.unet = UNet(channels=channels + SHOWN, augment=augment, **settings)
         width = self.unet.head.conv.in_channels  # what is shown is read and not drawn
-        self.unet.head = zero_(Conv(width, channels * self.unet.unshuffle**2))
+        self.unet.head = Conv(width, channels * self.unet.unshuffle**2)
+        zero_(self.unet.head)
 
     def forward(self, x: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         b, _, height, width = x.shape
