@@ -30,9 +30,10 @@ MODALITY = Modality(
     fit=fit_space,
     space=read_space,
     presets={
-        "tiny": {**_SHARED, "data": "weather-weeks", "settings": {"width": 32, "depth": 1, "blocks": 1, "heads": 2}, "batch": 8, "steps": 30, "warm_up": 5,
-                 "lr": 3e-3, "report_steps": 30},
-        "small": {**_SHARED, "data": "series-m", "settings": {"width": 96, "depth": 2, "blocks": 2}, "batch": 64, "steps": 3000, "lr": 2e-3},
+        "tiny": {**_SHARED, "data": "weather-weeks", "settings": {"width": 32, "depth": 1, "blocks": 1, "heads": 2}, "batch": 8,
+                 "steps": 30, "warm_up": 5, "lr": 3e-3, "report_steps": 30},
+        "small": {**_SHARED, "data": "series-m", "settings": {"width": 96, "depth": 2, "blocks": 2}, "batch": 64, "steps": 3000,
+                  "lr": 2e-3},
     },
     measure=measure,
     render=render,
