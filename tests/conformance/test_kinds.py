@@ -277,6 +277,7 @@ def test_partial_noise_stays_near(kind, model, items, tmp_path):
     assert torch.isfinite(after).all() and after.shape == x0.shape
 
 
+@pytest.mark.slow
 def test_evaluation_measures_samples_beside_real_ones(kind, trained):
     if kind.name == "image":
         pytest.skip("tests/evaluation holds pictures to more")
@@ -286,6 +287,7 @@ def test_evaluation_measures_samples_beside_real_ones(kind, trained):
     assert any(measure.beside for measure in report.measures)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run(kind, trained, tmp_path):
     if kind.name == "image":
         pytest.skip("tests/training holds pictures to more")
