@@ -339,3 +339,14 @@ def test_an_edit_may_grow_on_what_it_keeps(items, space, tmp_path):
     rows = conditions.kept_atoms(toluene, "c1ccccc1")
     assert len(first) == 9 and (first.xyz[rows] == toluene.xyz[rows]).all() and np.abs(first.xyz - second.xyz).max() > 0.01
     assert (first.orders[np.ix_(rows, rows)] == toluene.orders[np.ix_(rows, rows)]).all()
+
+
+def test_the_shipped_molecules_are_as_the_page_says():
+    pytest.importorskip("rdkit")
+    import unfog.data
+
+    found = MODALITY.open(unfog.data.path("molecules-s"), MODALITY.options(most=200))
+    assert len(found) == 200 and not found.skipped and {"train", "heldout"} == set(found.splits)
+    assert all(3 <= len(m) <= 9 and set(m.elements) <= {"C", "N", "O", "F", "S", "Cl"} and not m.charges.any() for m in found.raw)
+    assert all(chem.smiles_of(chem.to_rdkit(m)) == name for m, name in zip(found.raw, found.names, strict=True))
+    assert all(stability.stable(m).all() for m in found.raw)
