@@ -108,3 +108,12 @@ def test_settings_that_do_not_fit_the_kind_are_one_line(fields, said, tmp_path):
     with pytest.raises(UserError) as error:
         run_recipe(TrainRequest(source=source, out=tmp_path / "run"))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_of_a_kind_trains_without_a_recipe(tmp_path, capsys):
+    written(tmp_path / "data", [*rows(), ("oops", 1, "a", "train")])
+    source = tmp_path / "data" / "points.csv"
+    run_recipe(TrainRequest(source=source, kind="toy", out=tmp_path / "run", steps=40))
+    assert "left out 1 without two finite numbers" in capsys.readouterr().err
+    card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    assert (card["kind"], card["name"], card["training"]["steps"]) == ("toy", "points", 40)

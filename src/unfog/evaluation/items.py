@@ -51,7 +51,7 @@ def measured(
     values: Values = {}
     rows: list[Measure] = []
     for found in kind.measure(made, prompts, data, seed) if kind.measure else []:
-        rows.append(_row(found, len(made)))
+        rows.append(_row(found, len(made), max(len(data.split("heldout")), 1)))
         if isinstance(found.made, np.ndarray) and len(found.made) == len(made):
             values[found.name, "all"] = (found.made, [str(i) for i in range(len(made))])
     train, held = data.split("train"), data.split("heldout")
@@ -76,12 +76,12 @@ def measured(
     return rows, estimates, values
 
 
-def _row(found: Measured, count: int) -> Measure:
-    def figure(value: NDArray[np.float64] | float) -> Figure:
+def _row(found: Measured, count: int, held: int) -> Measure:
+    def figure(value: NDArray[np.float64] | float, count: int) -> Figure:
         return mean(value) if isinstance(value, np.ndarray) else Figure(value=float(value), n=count)
 
-    beside = [] if found.real is None else [Beside(name=HELD_OUT, figure=figure(found.real))]
-    return Measure.model_validate({"group": found.group, "name": found.name, "of": "all", "figure": figure(found.made),
+    beside = [] if found.real is None else [Beside(name=HELD_OUT, figure=figure(found.real, held))]
+    return Measure.model_validate({"group": found.group, "name": found.name, "of": "all", "figure": figure(found.made, count),
                                    "unit": found.unit, "better": found.better, "beside": beside, "note": found.note})  # fmt: skip
 
 
