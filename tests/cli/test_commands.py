@@ -38,6 +38,11 @@ def test_importing_the_command_line_loads_not_even_cyclopts():
     assert done.stdout == "[]\n"
 
 
+def test_reading_and_showing_pictures_loads_no_torch():
+    done = python("-c", "import sys, unfog.modalities.image.show, unfog.modalities.image.data; print('torch' in sys.modules)")
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize("words", [["nope"], ["--frob"], ["train"], ["train", "a", "b"], ["evaluate"], ["models", "x"]])
 def test_unknown_words_are_one_line(words, unfog_command):
     code, out, err = unfog_command(*words)

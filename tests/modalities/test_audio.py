@@ -276,9 +276,9 @@ def test_nothing_outside_the_gap_changes_and_no_step_is_heard(seed):
     raw, made = tone(440) + tone(660, level=0.1), tone(440 + 40 * seed, level=0.4)
     first, length = rng.integers(800, 9000), rng.integers(800, 6000)
     spec = f"0-{first / sound.RATE:.4f},{(first + length) / sound.RATE:.4f}-"
-    found, stays = paste(made, raw, spec), kept(spec)
+    found, stays = paste(None, made, raw, spec), kept(spec)
     assert np.array_equal(found[stays], sound.fitted(raw)[stays])
-    assert np.array_equal(paste(found, raw, spec), found)  # it is there already
+    assert np.array_equal(paste(None, found, raw, spec), found)  # it is there already
     assert not np.array_equal(found[~stays], sound.fitted(raw)[~stays])
     edges = np.flatnonzero(stays[1:] != stays[:-1])
     assert len(edges) == 2
@@ -288,7 +288,7 @@ def test_nothing_outside_the_gap_changes_and_no_step_is_heard(seed):
 
 def test_a_short_clip_is_extended():
     raw = tone(440, 0.5)
-    found = paste(tone(440), raw, "0-0.5")
+    found = paste(None, tone(440), raw, "0-0.5")
     assert len(found) == sound.SAMPLES and np.array_equal(found[:8000], raw) and np.abs(found[9000:]).max() > 0.3
 
 

@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a kind's light parts, such as reading files, are used where torch is not loaded
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
-    from torch import nn
+    from torch import Tensor, nn
 
-Cond = dict[str, Tensor]
+Cond: TypeAlias = dict[str, "Tensor"]
 ANY = "any"  # the prompt that asks for nothing in particular
 OWN = ("mask",)  # keys of cond that say what an item is made of, whatever was asked for
 

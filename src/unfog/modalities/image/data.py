@@ -51,6 +51,15 @@ def kind_of(path: Path) -> str:
     return "arrays" if any(p.suffix.lower() in (".npy", ".npz") for p in path.iterdir()) else "folder"
 
 
+def unreadable(name: str, error: Exception) -> UserError:
+    """What is said of a picture that cannot be decoded."""
+    if isinstance(error, UserError):
+        return error
+    known = not isinstance(error, UnidentifiedImageError)  # whose own words name an object in memory
+    reason = str(error).split("\n")[0][:80] if known else "its first bytes are no picture's"
+    return UserError(f"{name} is not a readable picture ({reason}); repair or remove it")
+
+
 class PictureSet:
     """A list of records and a way to read each picture; `stamp` of a file name changes where the file does."""
 
@@ -82,20 +91,13 @@ class PictureSet:
             raise UserError(f"{self.path}: {name} has {opened.width}x{opened.height} pixels; shrink it below 64 million")
         return opened
 
-    def _unreadable(self, name: str, error: Exception) -> UserError:
-        if isinstance(error, UserError):
-            return error
-        known = not isinstance(error, UnidentifiedImageError)  # whose own words name an object in memory
-        reason = str(error).split("\n")[0][:80] if known else "its first bytes are no picture's"
-        return UserError(f"{self.path}: {name} is not a readable picture ({reason}); repair or remove it")
-
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of picture `index` in pixels, from its head alone."""
         name = self.records[index].file_name
         try:
             return self._opened(name).size
         except UNREADABLE as error:
-            raise self._unreadable(name, error) from None
+            raise unreadable(f"{self.path}: {name}", error) from None
 
     def load(self, index: int, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """Picture `index` as straight RGBA (H, W, 4) uint8.
@@ -107,7 +109,7 @@ class PictureSet:
         try:
             image = self._opened(name).convert("RGBA")
         except UNREADABLE as error:
-            raise self._unreadable(name, error) from None
+            raise unreadable(f"{self.path}: {name}", error) from None
         if size is not None:
             frame = (size, size) if isinstance(size, int) else size
             if image.size != frame:

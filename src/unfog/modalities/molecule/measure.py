@@ -57,8 +57,8 @@ def _new(ours: list[Any], theirs: list[Any], known: set[str]) -> list[Measured]:
         return [Measured("coverage", "unique", float("nan"), note="no valid molecule was made")]
 
     def first(smiles: list[str]) -> list[bool]:
-        seen: set[str] = set()
-        return [not (s in seen or seen.add(s)) for s in smiles]  # type: ignore[func-returns-value]
+        places = {s: i for i, s in reversed(list(enumerate(smiles)))}  # the first of each
+        return [places[s] == i for i, s in enumerate(smiles)]
 
     return [
         _share("coverage", "unique", first(mine), first(real), "of the valid ones, by SMILES without stereo"),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unfog.errors import UserError
-from unfog.modalities.contract import Cond
+from unfog.modalities.contract import Cond, Items
 from unfog.modalities.molecule.chem import Molecule, as_said
 from unfog.modalities.molecule.conditions import PROPERTIES, asked_of
 from unfog.modalities.molecule.network import ORDERS
@@ -154,6 +154,12 @@ class MoleculeSpace:
             tuple(self.types[t][0] for t in types), np.array([self.types[t][1] for t in types], np.int8),
             hydrogens.astype(np.int8), orders, rows[:, :3] * np.float32(self.scale),
         )  # fmt: skip
+
+
+def fit(items: Items, options: Any) -> MoleculeSpace:
+    """The space of a set's training molecules; options: MoleculeOptions, whose `hydrogens` says how they are told."""
+    rows = items.split("train")
+    return MoleculeSpace.fit([items.raw[i] for i in rows], [items.prompts[i] for i in rows], options.hydrogens)
 
 
 def turn(rng: np.random.Generator) -> np.ndarray:

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from unfog.modalities.contract import Modality
 from unfog.modalities.series.data import SeriesOptions, open_series
 from unfog.modalities.series.measure import measure
+from unfog.modalities.series.network import SeriesNetwork
 from unfog.modalities.series.show import from_bytes, keep, paste, render, to_bytes
 from unfog.modalities.series.space import fit_space, read_space
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-def _network(**settings: Any) -> nn.Module:
-    from unfog.modalities.series.network import SeriesNetwork
-
-    return SeriesNetwork(**settings)
-
 
 _SHARED = {"network": "series", "prediction": "v", "noise_mean": 0.3, "noise_std": 1.3, "drop_text": 0.0, "dropout": 0.0,
            "defaults": {"steps": 16, "scale": 1.0, "sampler": "dpmpp_2m"}}  # fmt: skip
@@ -41,7 +30,7 @@ MODALITY = Modality(
     to_bytes=to_bytes,
     from_bytes=from_bytes,
     options=SeriesOptions,
-    networks={"series": _network},
+    networks={"series": SeriesNetwork},
     keep=keep,
     paste=paste,
 )  # fmt: skip

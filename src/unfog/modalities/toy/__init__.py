@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from unfog.modalities.contract import Modality
 from unfog.modalities.toy.data import open_points, point_bytes, read_point
+from unfog.modalities.toy.network import PointNet
 from unfog.modalities.toy.show import measure, render
 from unfog.modalities.toy.space import fit, keep, paste, space
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-def _network(**settings: Any) -> nn.Module:
-    from unfog.modalities.toy.network import PointNet
-
-    return PointNet(**settings)
-
 
 MODALITY = Modality(
     name="toy",
@@ -35,7 +24,7 @@ MODALITY = Modality(
     suffix=".csv",
     to_bytes=point_bytes,
     from_bytes=read_point,
-    networks={"points": _network},
+    networks={"points": PointNet},
     keep=keep,
     paste=paste,
 )  # fmt: skip
