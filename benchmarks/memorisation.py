@@ -175,9 +175,8 @@ def overfit(steps: int = 1_200) -> dict[str, Any]:
         seen, unseen = small.split("train"), small.split("heldout_pair")
         known, new = (np.stack([small.load(i, 32) for i in part]) for part in (seen, unseen))
         asked = [small.records[i] for i in seen] * 2
-        samples = model.generate_many(
-            [a.name for a in asked], [a.style for a in asked], list(range(len(asked))), batch=25, steps=12
-        )
+        prompts, styles = [a.name for a in asked], [a.style for a in asked]
+        samples = np.stack(model.make(prompts, styles, list(range(len(asked))), batch=25, steps=12))
         found = memorisation(model, samples, known, new, names=[small.records[i].file_name for i in seen],
                              groups=[small.records[i].concept for i in unseen],
                              **_asked(small, seen, unseen))  # fmt: skip
@@ -195,7 +194,7 @@ def shipped(count: int = 240, samples: str = "") -> dict[str, Any]:
         made, order = kept["made"], kept["rows"][: len(kept["made"])]
     else:
         records = [data.records[i] for i in order]
-        made = model.generate_many([a.name for a in records], [a.style for a in records], list(range(len(order))), batch=20)
+        made = np.stack(model.make([a.name for a in records], [a.style for a in records], list(range(len(order))), batch=20))
     new = np.stack([data.load(i, 64) for i in held])
     found = memorisation(model, made, train, new, names=[data.records[i].file_name for i in rows],
                          groups=[data.records[i].concept for i in held],

@@ -107,7 +107,7 @@ def measure(pictures: Path, runs: dict[str, Path]) -> dict[str, object]:
 
     own = np.stack([np.asarray(Image.open(path).convert("RGBA")) for path in sorted(pictures.glob("*.png"))])
     models = {"start": unfog.load(START), **{name: unfog.load(START, adapters=[out]) for name, out in runs.items()}}
-    made = {(name, prompt): model.generate_many([prompt] * len(SEEDS), STYLES, SEEDS, batch=8, steps=10)
+    made = {(name, prompt): np.stack(model.make([prompt] * len(SEEDS), STYLES, SEEDS, batch=8, steps=10))
             for name, model in models.items() for prompt in ("a cat", "a sks cat")}  # fmt: skip
     first = made["start", "a cat"]
     found: dict[str, object] = {"model": START, "model_hash": models["start"].hash, "steps": STEPS, "rank": RANK, "n": len(SEEDS)}

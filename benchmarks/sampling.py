@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]' && python benchmarks/sampling.py [--rounds 5]      writes benchmarks/results/sampling.json
 
-Ours: the shipped emoji-64 with guidance, as `Model.generate_many` runs it (codec and text encoder included in the time, not
+Ours: the shipped emoji-64 with guidance, as `Model.make` runs it (codec and text encoder included in the time, not
 in the count). Theirs: `UNet2DModel` of about the same work, `DDIMPipeline`, eager float32, progress bar off. The count is the
 network's own floating-point operations (torch's FlopCounterMode), so a network that does more work gets no bonus. Rounds are
 interleaved and each figure is a median; a shared machine disturbs both sides alike.
@@ -39,7 +39,7 @@ def ours(batch: int):  # type: ignore[no-untyped-def]
     evaluations = 2 * STEPS  # guided: with and without the prompt
 
     def run() -> None:
-        model.generate_many(["a red apple"] * batch, ["noto"] * batch, list(range(batch)), batch=batch, steps=STEPS)
+        model.make(["a red apple"] * batch, ["noto"] * batch, list(range(batch)), batch=batch, steps=STEPS)
 
     return one, one * evaluations * batch, run
 

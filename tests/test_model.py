@@ -102,9 +102,9 @@ def test_strict_pictures_are_the_same_to_the_bit_in_any_batch_order_and_number_o
         torch.set_num_threads(before)
 
 
-def test_generate_many_is_close_to_generate(model):
+def test_make_is_close_to_generate(model):
     prompts, styles, seeds = ["a red apple", "a blue car", "a red apple"], ["flat", None, "round"], [4, 9, 4]
-    many = model.generate_many(prompts, styles, seeds, batch=2)
+    many = np.stack(model.make(prompts, styles, seeds, batch=2))
     single = [model.generate(p, style=s, seed=k)[0] for p, s, k in zip(prompts, styles, seeds, strict=True)]
     assert many.shape == (3, 16, 16, 4) and many.dtype == np.uint8
     assert np.abs(many - pixels(single)).max() <= 1

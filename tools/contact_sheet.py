@@ -46,7 +46,7 @@ def main() -> None:
     new = held_out(64 - len(SEEN) - len(COMPOSED))
     prompts = SEEN + new + COMPOSED
     styles = [model.styles[i % len(model.styles)] for i in range(len(prompts))]
-    pictures = model.generate_many(prompts, list(styles), list(range(len(prompts))))
+    pictures = model.make(prompts, list(styles), list(range(len(prompts))))
     labels = [f"{p}{' (held out)' if p in new else ''}" for p in prompts]
     save_png(contact_sheet([Image.fromarray(p) for p in pictures], labels, columns=8), arguments.out, {"sheet": len(prompts)})
     print(arguments.out)

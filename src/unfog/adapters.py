@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unfog.errors import UserError, shown
-from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atomic, write_folder
+from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_weights
 from unfog.requests import WORD
 
 if TYPE_CHECKING:
@@ -67,13 +67,7 @@ class Adapter:
 
 def save_adapter(folder: Path, card: Card, tensors: Mapping[str, Tensor]) -> None:
     """Write an adapter's folder, whole or not at all."""
-    from safetensors.torch import save
-
-    def write(temporary: Path) -> None:
-        write_atomic(temporary / WEIGHTS, save(dict(tensors)))
-        write_atomic(temporary / CARD, (json.dumps(card.model_dump(), indent=1, ensure_ascii=False) + "\n").encode())
-
-    write_folder(folder, write)
+    write_weights(folder, WEIGHTS, tensors, CARD, card.model_dump())
 
 
 def asked(wish: str | Path) -> tuple[Path, float | None]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,17 @@ def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     return load(read_checked(folder, name))
+
+
+def write_weights(folder: Path, weights: str, tensors: Mapping[str, Tensor], card: str, told: Mapping[str, Any]) -> None:
+    """Write a folder of a file `weights` (safetensors) and a JSON `card` that tells of them, whole or not at all."""
+    from safetensors.torch import save
+
+    def write(temporary: Path) -> None:
+        write_atomic(temporary / weights, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        write_atomic(temporary / card, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+
+    write_folder(folder, write)
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

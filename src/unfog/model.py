@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,7 +23,7 @@ from unfog.diffusion.denoisers import OneByOne, Preconditioned, one_thread
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.samplers import SAMPLERS, sampler_name
 from unfog.errors import UserError, unknown
-from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atomic, write_folder
+from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atomic, write_folder, write_weights
 from unfog.modalities import build_network, modality
 from unfog.modalities.contract import Cond, without
 from unfog.modalities.image.codec import RGBACodec
@@ -52,8 +51,6 @@ def save_model(
     processes: int = 1,
 ) -> None:
     """Write a model folder whole: float16 weights, everything that sampling needs, what it was trained on."""
-    from safetensors.torch import save
-
     process, seen = Gaussian(_schedule(recipe)), "pictures_seen" if recipe.kind == "image" else "items_seen"
     card = {
         "format": FORMAT,
@@ -70,13 +67,8 @@ def save_model(
                      "held_out_loss": held_out},
         "licences": recipe.licences,
     }  # fmt: skip
-    weights = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
-
-    def write(temporary: Path) -> None:
-        write_atomic(temporary / WEIGHTS, save(weights))
-        write_atomic(temporary / CARD, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
-
-    write_folder(folder, write)
+    weights = {k: v.detach().cpu().half() for k, v in network.state_dict().items()}
+    write_weights(folder, WEIGHTS, weights, CARD, card)
 
 
 def _hash(folder: Path) -> str:
@@ -344,19 +336,6 @@ class Model:
         """Items of a prompt (pictures: PIL, straight RGBA). Fields are those of GenerateRequest (style, seed, n, steps, ...)."""
         request = prompt if isinstance(prompt, GenerateRequest) else check(GenerateRequest, {"prompts": [prompt], **fields})
         return [event.item for event in self.stream(request) if isinstance(event, Result)]
-
-    def generate_many(
-        self,
-        prompts: Sequence[str],
-        styles: Sequence[str | None],
-        seeds: Sequence[int],
-        batch: int = 16,
-        steps: int | None = None,
-        scale: float | None = None,
-        sampler: str | None = None,
-    ) -> np.ndarray:
-        """Many pictures, each with its own prompt, style and seed: (N, H, W, 4) straight RGBA uint8."""
-        return np.stack(self.make(prompts, styles, seeds, batch, steps, scale, sampler))
 
     def make(
         self,

@@ -70,7 +70,7 @@ class Stand:
     def evaluations(self, sampler: str | None = None, steps: int | None = None, scale: float | None = None) -> int:
         return 3
 
-    def generate_many(
+    def make(
         self,
         prompts: Sequence[str],
         styles: Sequence[str | None],
@@ -79,15 +79,15 @@ class Stand:
         steps: int | None = None,
         scale: float | None = None,
         sampler: str | None = None,
-    ) -> np.ndarray:
+    ) -> list[np.ndarray]:
         self.calls.append((list(prompts), list(styles), list(seeds)))
         if self.kind == "noise":
-            return np.stack([np.random.default_rng(s).integers(0, 256, (64, 64, 4), np.uint8) for s in seeds])
+            return [np.random.default_rng(s).integers(0, 256, (64, 64, 4), np.uint8) for s in seeds]
         if self.kind == "thief":  # whatever is asked for, a training picture
             train = self.data.split("train")
-            return np.stack([self.data.load(train[seed % len(train)]) for seed in seeds])
+            return [self.data.load(train[seed % len(train)]) for seed in seeds]
         place = {(r.name, r.style): i for i, r in enumerate(self.data.records)}
-        return np.stack([self.data.load(place[p, s or ""]) for p, s in zip(prompts, styles, strict=True)])
+        return [self.data.load(place[p, s or ""]) for p, s in zip(prompts, styles, strict=True)]
 
 
 def _measure(data: PictureSet, scorer: Scorer, encoder: TextEncoder, kind: str, n: int, **options: Any) -> tuple[Found, Any]:

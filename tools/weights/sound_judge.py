@@ -9,17 +9,15 @@ time and of frequency hidden, and some noise.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 
 import unfog.data
-from unfog.files import write_atomic, write_folder
+from unfog.files import write_weights
 from unfog.modalities.audio.data import open_sounds, split_prompt
 from unfog.modalities.audio.judge import Judge
 from unfog.modalities.audio.sound import fitted, resample
@@ -76,14 +74,9 @@ def main(out: Path, epochs: int) -> None:
             said = [classes[own[i]] for i in logits.argmax(1).tolist()]
             right[name] = round(float(np.mean([a == b for a, (_, b) in zip(said, part, strict=True)])), 4)
             print(name, "held out", right[name], [(a, b) for a, (_, b) in zip(said, part, strict=True) if a != b])
-    weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
     card = {"classes": classes, "data": SETS, "epochs": epochs, "held_out_accuracy": right}
-
-    def write(folder: Path) -> None:
-        write_atomic(folder / "judge.safetensors", save(weights))
-        write_atomic(folder / "judge.json", (json.dumps(card, indent=1) + "\n").encode())
-
-    write_folder(out, write)
+    write_weights(out, "judge.safetensors", weights, "judge.json", card)
 
 
 if __name__ == "__main__":

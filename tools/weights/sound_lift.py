@@ -9,16 +9,14 @@ little noise on the bands, as what a diffusion model draws is never exact. Loss:
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
 import unfog.data
-from unfog.files import write_atomic, write_folder
+from unfog.files import write_weights
 from unfog.modalities.audio.codec import FLOOR, Lift, bands, stft
 from unfog.modalities.audio.data import open_sounds
 from unfog.modalities.audio.sound import fitted, resample
@@ -64,14 +62,9 @@ def main(out: Path, steps: int, size: int) -> None:
         optimiser.step()
     with torch.no_grad():
         last = float(error(network, held))
-    weights = {k: v.detach().half().contiguous() for k, v in network.state_dict().items()}
+    weights = {k: v.detach().half() for k, v in network.state_dict().items()}
     card = {"network": "Lift", "data": SETS, "steps": steps, "batch": size, "held_out_error": round(last, 4)}
-
-    def write(folder: Path) -> None:
-        write_atomic(folder / "lift.safetensors", save(weights))
-        write_atomic(folder / "lift.json", (json.dumps(card, indent=1) + "\n").encode())
-
-    write_folder(out, write)
+    write_weights(out, "lift.safetensors", weights, "lift.json", card)
 
 
 if __name__ == "__main__":

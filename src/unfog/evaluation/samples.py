@@ -37,7 +37,7 @@ class PictureModel(Protocol):
 
     def evaluations(self, sampler: str | None = None, steps: int | None = None, scale: float | None = None) -> int: ...
 
-    def generate_many(
+    def make(
         self,
         prompts: Sequence[str],
         styles: Sequence[str | None],
@@ -46,7 +46,7 @@ class PictureModel(Protocol):
         steps: int | None = None,
         scale: float | None = None,
         sampler: str | None = None,
-    ) -> NDArray[np.uint8]: ...
+    ) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def made_by(model: PictureModel, data: PictureSet, asked: Asked) -> Samples:
     seeds = list(range(asked.seed, asked.seed + asked.n))
     styles = [record.style if record.style in model.styles else None for record in wanted]
     start = time.perf_counter()
-    made = model.generate_many([caption(record) for record in wanted], styles, seeds, batch=asked.batch, steps=asked.steps,
-                               scale=asked.scale, sampler=asked.sampler)  # fmt: skip
+    made = np.stack(model.make([caption(record) for record in wanted], styles, seeds, batch=asked.batch, steps=asked.steps,
+                               scale=asked.scale, sampler=asked.sampler))  # fmt: skip
     spent = (time.perf_counter() - start) / asked.n
     sampler = asked.sampler or model.defaults["sampler"]
     scale = model.defaults["scale"] if asked.scale is None else asked.scale

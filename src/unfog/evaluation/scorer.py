@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unfog.errors import UserError
 from unfog.evaluation import looks as looks_
 from unfog.evaluation.features import Lite0
-from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_folder
+from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_weights
 from unfog.networks.text import WIDTH as TEXT_WIDTH
 from unfog.networks.text import TextEncoder
 
@@ -71,16 +71,8 @@ class Scorer(nn.Module):
 
     def save(self, folder: Path, provenance: dict[str, object]) -> None:
         """Write the folder whole or not at all, weights as float16, with a sha256 manifest."""
-        from safetensors.torch import save
-
-        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
-        settings = {"styles": list(self.style_names), "side": SIDE, **provenance}
-
-        def fill(temporary: Path) -> None:
-            (temporary / WEIGHTS).write_bytes(save(weights))
-            (temporary / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-        write_folder(folder, fill)
+        weights = {name: value.half() for name, value in self.state_dict().items()}
+        write_weights(folder, WEIGHTS, weights, SETTINGS, {"styles": list(self.style_names), "side": SIDE, **provenance})
 
     @torch.inference_mode()
     def features(self, pictures: NDArray[np.uint8]) -> Tensor:

@@ -109,7 +109,7 @@ def prior_pictures(recipe: Recipe, model: Model, out: Path) -> PictureSet:
 
     print(f"{recipe.name}: {model.name} makes {recipe.prior_count} pictures of {name!r} first, once", file=sys.stderr, flush=True)
     styles = [[None, *model.styles][i % (len(model.styles) + 1)] for i in range(recipe.prior_count)]
-    made = model.generate_many([name] * len(styles), styles, list(range(len(styles))))
+    made = model.make([name] * len(styles), styles, list(range(len(styles))))
     lines = [json.dumps({"file_name": f"{i:04d}.png", "name": name, "style": style or ""}) for i, style in enumerate(styles)]
 
     def write(temporary: Path) -> None:
