@@ -1,5 +1,7 @@
 """Molecules: what is read, model space and back, what the network may not depend on, figures by hand and beside PoseBusters."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from unfog.errors import UserError
 from unfog.modalities.contract import Items
 from unfog.modalities.molecule import MODALITY, chem, conditions, sdf, stability
 from unfog.modalities.molecule.chem import Molecule
+from unfog.modalities.molecule.nearest import nearest
 from unfog.modalities.molecule.network import MoleculeNet
 from unfog.modalities.molecule.space import MoleculeSpace, project, turn
 
@@ -83,6 +86,38 @@ def test_model_space_and_back(items, tmp_path, hydrogens):
         assert hydrogens == "counted" or (set(own.elements) >= {"H"} and not own.hydrogens.any())
     other = space.decode(*space.encode(items.raw))  # read with hydrogens counted, whatever the space does with them
     assert [m.elements for m in other] == [m.elements for m in found.raw]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_nearest_molecule_is_that_of_all_tried(seed):
+    rng = np.random.default_rng(seed)
+    kinds, n = [("C", 0), ("N", 0), ("O", 0), ("N", 1)], 3
+    types, counts, bonds = rng.random((n, 4)), rng.random((n, 5)), rng.random((n, n, 3))
+    bonds = (bonds + bonds.transpose(1, 0, 2)) / 2
+
+    def distance(t, h, o):  # between tables: a bond stands in it both ways
+        order = np.zeros((n, n), int)
+        order[[1, 2, 2], [0, 0, 1]] = order[[0, 0, 1], [1, 2, 2]] = o
+        valences = order.sum(1) + h
+        if not all(v in stability.VALENCES[kinds[k]] for v, k in zip(valences, t, strict=True)):
+            return np.inf
+        off = ~np.eye(n, dtype=bool)
+        return (((types - np.eye(4)[list(t)]) ** 2).sum() + ((counts - np.eye(5)[list(h)]) ** 2).sum()
+                + ((bonds - np.eye(4)[order][:, :, 1:])[off] ** 2).sum())  # fmt: skip
+
+    least = min(distance(t, np.array(h), o) for t in itertools.product(range(4), repeat=3)
+                for h in itertools.product(range(5), repeat=3) for o in itertools.product(range(4), repeat=3))  # fmt: skip
+    t, h, orders = nearest(kinds, types, counts, bonds)
+    assert np.isclose(distance(t, h, [orders[1, 0], orders[2, 0], orders[2, 1]]), least)
+
+
+@pytest.mark.parametrize("kind, atoms, order", [("F", 2, 1), ("F", 3, 3), ("Xe", 2, 3)])
+def test_bonds_that_no_molecule_has_stay_as_they_are(kind, atoms, order):
+    """Fluorine has one bond: two atoms can share it, three cannot; of xenon nothing is known."""
+    bonds = np.zeros((atoms, atoms, 3))
+    bonds[0, 1] = bonds[1, 0] = [0, 0, 1]
+    t, h, orders = nearest([(kind, 0)], np.ones((atoms, 1)), np.ones((atoms, 1)), bonds)
+    assert t.tolist() == h.tolist() == [0] * atoms and orders[0, 1] == order and (orders == orders.T).all()
 
 
 def test_training_turns_and_nothing_else(items, space):

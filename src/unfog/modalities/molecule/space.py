@@ -24,6 +24,7 @@ from unfog.errors import UserError
 from unfog.modalities.contract import Cond, Items
 from unfog.modalities.molecule.chem import Molecule, as_said
 from unfog.modalities.molecule.conditions import PROPERTIES, asked_of
+from unfog.modalities.molecule.nearest import nearest
 from unfog.modalities.molecule.network import ORDERS
 
 CATEGORY = 1.0  # what a one-hot 1 becomes, beside places of deviation 1: elements and bonds settle a little before places do
@@ -137,22 +138,20 @@ class MoleculeSpace:
         return {"mask": mask, "numbers": numbers}
 
     def decode(self, x0: Tensor, cond: Cond) -> list[Molecule]:
-        """The nearest molecule of each x0: the largest of its types, counts and orders; places in Å, none moved."""
+        """The nearest molecule of each x0 whose valences add up (`nearest`); places in Å, none moved."""
         values = project(x0.detach().float().cpu(), {"mask": cond["mask"].cpu()}).numpy()
         masks = cond["mask"].cpu().numpy()
         return [self._one(table[mask], mask) for table, mask in zip(values, masks, strict=True)]
 
     def _one(self, rows: np.ndarray, mask: np.ndarray) -> Molecule:
         n, start = len(rows), 3 + len(self.types)
-        types = rows[:, 3:start].argmax(1)
-        bonds = rows[:, 3 + self.kinds :].reshape(n, self.atoms, ORDERS)[:, mask] / CATEGORY
-        bonds = np.nan_to_num(np.concatenate([1 - bonds.sum(-1, keepdims=True), bonds], -1))
-        orders = bonds.argmax(-1).astype(np.int8)
-        np.fill_diagonal(orders, 0)
-        hydrogens = rows[:, start : start + self.counts].argmax(1) if self.counts else np.zeros(n)
+        parts = rows / CATEGORY
+        bonds = parts[:, 3 + self.kinds :].reshape(n, self.atoms, ORDERS)[:, mask]
+        kinds = [(str(element), int(charge)) for element, charge in self.types]
+        types, hydrogens, orders = nearest(kinds, parts[:, 3:start], parts[:, start : start + self.counts], bonds)
         return Molecule(
-            tuple(self.types[t][0] for t in types), np.array([self.types[t][1] for t in types], np.int8),
-            hydrogens.astype(np.int8), orders, rows[:, :3] * np.float32(self.scale),
+            tuple(kinds[t][0] for t in types), np.array([kinds[t][1] for t in types], np.int8), hydrogens, orders,
+            rows[:, :3] * np.float32(self.scale),
         )  # fmt: skip
 
 
