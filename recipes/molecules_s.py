@@ -26,7 +26,7 @@ RECIPE = {
     "decay": 0.3,
     "ema": 0.08,
     "report_steps": 500,
-    "defaults": {"steps": 50, "scale": 1.0, "sampler": "auto"},
+    "defaults": {"steps": 50, "scale": 1.0, "sampler": "dpmpp_2m_sde"},
     "licences": [
         "compounds listed by PubChem, through chemicals 1.5.2, Caleb Bell and contributors, MIT",
         "pieces of molecules of MOSES (ZINC Clean Leads), through molsets 0.3.1, Insilico Medicine, MIT",

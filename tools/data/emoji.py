@@ -222,7 +222,7 @@ def build(cache: Path, out: Path) -> None:
                       else "train"}  # fmt: skip
             if twin_of[concept, style]:
                 record["near_duplicates"] = sorted(twin_of[concept, style])
-            record["text"] = caption(Record(**record))
+            record = {"file_name": record["file_name"], "text": caption(Record(**record)), **record}
             records.append(record)
             buffer = io.BytesIO()
             Image.fromarray(picture).save(buffer, "webp", lossless=True, quality=60, method=4)

@@ -11,7 +11,7 @@ SHIPPED = Path(__file__).parents[1] / "pretrained"
 
 
 def models(*, kinds: Flag = False, json: Flag = False) -> None:
-    """List the shipped models with their styles and defaults, or the kinds of data.
+    """List the shipped models with their kind of data, styles and defaults, or the kinds of data.
 
     Try:
       unfog models --json
@@ -25,6 +25,7 @@ def models(*, kinds: Flag = False, json: Flag = False) -> None:
         Print one JSON object a model: name, kind, hash, styles, defaults; or a kind: name, about, presets.
     """
     import unfog
+    from unfog.modalities import MODALITIES
 
     if kinds:
         _kinds(json)
@@ -41,8 +42,9 @@ def models(*, kinds: Flag = False, json: Flag = False) -> None:
             }
             print(json_.dumps(facts))
             continue
-        print(f"{model.name} ({model.hash})")
-        print(f"  styles:   {', '.join(model.styles) or 'none'}")
+        print(f"{model.name} ({model.hash}): {MODALITIES[model.kind.name]}")
+        if model.styles:
+            print(f"  styles:   {', '.join(model.styles)}")
         print(f"  defaults: {', '.join(f'{key} {value}' for key, value in model.defaults.items())}")
 
 

@@ -16,7 +16,7 @@ from unfog.modalities.molecule.space import MoleculeSpace, align, fit, project
 SMALL: dict[str, Any] = {
     "data": "molecules-s", "network": "molecule", "settings": {}, "prediction": "x0", "weight": "v", "weight_limit": 30.0,
     "noise_mean": -0.3, "noise_std": 1.4, "batch": 128, "lr": 2e-3, "dropout": 0.0, "drop_text": 0.15,
-    "defaults": {"steps": 50, "scale": 1.0, "sampler": "auto"},
+    "defaults": {"steps": 50, "scale": 1.0, "sampler": "dpmpp_2m_sde"},
 }  # fmt: skip
 
 MODALITY = Modality(
