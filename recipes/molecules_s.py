@@ -1,6 +1,11 @@
 """molecules-s: small molecules of up to 9 heavy atoms (C N O F S Cl) in 3D, asked for by size, logP and rings.
 
-unfog train recipes/molecules_s.py --out RUN [--minutes M] [--resume]
+    unfog train recipes/molecules_s.py --out RUN [--minutes M] [--resume]
+
+Data: the shipped set, 17,794 training molecules of 19,819 (sources: NOTICE). 2.0M parameters, 4 MB at half precision; 0.6 s of one
+core a step, 65 minutes in all. Of 1,000 samples (`unfog evaluate molecules-s -n 1000 --seed 1000`; real held-out molecules in
+brackets): valid 96.6 % (100), of these unique 98.7 % (100), novel 73.2 %; all four geometry checks 98.8 % (100); stable by EDM's
+tables of distances 83.0 % (82.5); FCD 1.8 (0.6); as many rings as asked 85.1 %; logP off by 0.55 (1.27 to other prompts).
 """
 
 RECIPE = {
@@ -20,7 +25,7 @@ RECIPE = {
     "drop_text": 0.15,
     "batch": 128,
     "accumulate": 1,
-    "steps": 8000,
+    "steps": 6500,
     "lr": 2e-3,
     "warm_up": 200,
     "decay": 0.3,
