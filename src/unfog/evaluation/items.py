@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from unfog.evaluation.samples import Asked
     from unfog.model import Model
 
-WIDEST = (
-    64  # numbers in an x0 up to which distances of whole distributions are taken there; wider kinds have features of their own
-)
+LABEL = "FD-model space"  # of the distances taken there
+WIDEST = 64  # numbers in an x0 up to which they are taken; wider kinds have features of their own
 KNOWN = 10_000  # training items among which copies are looked for
 SHOWN = 24
 HELD_OUT = "held-out real"
@@ -62,7 +61,7 @@ def measured(
     if spots[0].numel() <= WIDEST:
         flat = [None if x is None else x.flatten(1).double().numpy() for x in (spots, seen, unseen)]
         assert flat[0] is not None and flat[1] is not None
-        distances, estimates = fidelity(flat[0], flat[1], flat[2], "model space", None, force)
+        distances, estimates = fidelity(flat[0], flat[1], flat[2], LABEL, None, force)
         rows = distances + rows
     near = Near.of(seen, unseen, 0.01)
     told = near(spots)

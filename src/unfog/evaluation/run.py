@@ -21,7 +21,7 @@ from unfog.evaluation.cache import features_of
 from unfog.evaluation.conditions import concepts_of, conditions
 from unfog.evaluation.copied import copied
 from unfog.evaluation.fidelity import LEAST, few, fidelity, names
-from unfog.evaluation.items import SHOWN, items_at, report_of, sheets
+from unfog.evaluation.items import LABEL, SHOWN, items_at, report_of, sheets
 from unfog.evaluation.items import made_by as made_items
 from unfog.evaluation.readers import Reader
 from unfog.evaluation.readers import reader as reader_of
@@ -138,7 +138,7 @@ def _items(kind: Modality, request: EvaluateRequest, asked: Asked) -> list[Found
         alike = [next((i for i in places if data.prompts[i] == label), places[0]) for label in labels]
         drawn = sheets(kind, [made[i] for i in shown], labels), sheets(kind, [data.raw[i] for i in alike], labels)
         both = drawn if all(d is not None for d in drawn) else (None, None)
-        found.append(Found(report, estimates, "model space", values, pairs, both[0], labels, both[1]))
+        found.append(Found(report, estimates, LABEL, values, pairs, both[0], labels, both[1]))
     return found
 
 
