@@ -1,4 +1,4 @@
-"""The shipped models of other kinds than pictures make what they are asked for, checked without the judges that evaluation uses."""
+"""The shipped models of other kinds than pictures make what they are asked for, by checks apart from evaluation's judges."""
 
 import numpy as np
 import pytest
