@@ -5,8 +5,8 @@
 Data: the shipped set, 573 training clips of 650 (licences: NOTICE), each played up to half a semitone faster or slower,
 up to 16 ms late and up to 6 dB softer; the network is told, so samples are in tune. 3.3M parameters, 7 MB at half precision;
 1.2 s of one core a step, 85 minutes in all. Of 256 samples (`unfog evaluate drums-notes -n 256 --seed 1000`; real held-out clips
-in brackets): the judge hears the class asked for in 94 % (91), CREPE the pitch within 50 cents in 99 % (98); Fréchet distance of the
-judge's features 5.8 (2.9), of Resemblyzer's 2.5 (2.8); nearer to a training clip than 99 % of unseen ones are: 1.6 % (1.3).
+in brackets): the judge hears the class asked for in 94 % (91), CREPE the pitch within 50 cents in 99 % (98); Fréchet distance of
+the judge's features 5.8 (2.9), of Resemblyzer's 2.5 (2.8); nearer to a training clip than 99 % of unseen ones are: 1.6 % (1.3).
 """
 
 RECIPE = {

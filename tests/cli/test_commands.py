@@ -72,9 +72,8 @@ def test_models(unfog_command, model, monkeypatch, tmp_path):
     (tmp_path / "shipped" / "emoji-64" / "model.json").write_text("{}")
     monkeypatch.setattr("unfog.cli.models.SHIPPED", tmp_path / "shipped")
     code, out, _ = unfog_command("models")
-    assert (
-        code == 0 and out[0] == "emoji-64 (0123abcd): pictures, with transparency" and "twemoji" in out[1] and "steps 4" in out[2]
-    )
+    assert code == 0 and out[0] == "emoji-64 (0123abcd): pictures, with transparency"
+    assert "twemoji" in out[1] and "steps 4" in out[2]
     code, (line,), _ = unfog_command("models", "--json")
     assert json.loads(line) == {
         "name": "emoji-64",
