@@ -51,3 +51,23 @@ def test_molecules_are_possible_and_as_large_as_asked():
     made = model.make(["7 atoms", "9 atoms rings 1"] * 10, [None] * 20, range(20), batch=20)
     assert [len(m) for m in made] == [7, 9] * 10
     assert sum(valid(m) is not None for m in made) >= 16  # 96.6 % are: fewer by chance once in a thousand runs of other seeds
+
+
+def hourly(days, rng):
+    steps = np.arange(24 * days)
+    return 10 + np.sin(2 * np.pi * steps / 24) + 0.1 * rng.standard_normal(len(steps))
+
+
+def test_a_forecast_knows_the_day_and_its_own_doubt(tmp_path):
+    from unfog.forecasting import forecast
+
+    values = hourly(15, np.random.default_rng(0))
+    path = tmp_path / "hourly.csv"
+    times = np.datetime64("2026-01-01T00:00:00") + np.arange(24 * 14) * np.timedelta64(1, "h")
+    path.write_text("time,value\n" + "".join(f"{t},{v:.4f}\n" for t, v in zip(times, values, strict=False)))
+    samples = forecast(str(path), horizon=24, samples=60, seed=1).parts[0].samples[:, :, 0]
+    truth = values[24 * 14 :]
+    assert np.abs(np.median(samples, 0) - truth).mean() < 0.15  # the noise alone gives 0.08
+    low, high = np.quantile(samples, [0.1, 0.9], axis=0)
+    assert 0.6 <= ((low <= truth) & (truth <= high)).mean()
+    assert 0.15 < (high - low).mean() < 0.6  # of noise of deviation 0.1: 0.26
