@@ -294,6 +294,7 @@ def plot(results: dict[str, Any], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", nargs="*", default=[], choices=METHODS)
+    parser.add_argument("--group", nargs="*", default=GROUPS, choices=GROUPS, help="others keep what the results have of them")
     parser.add_argument("--model", default="series-m")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--samples", type=int, default=SAMPLES)
@@ -306,9 +307,14 @@ def main() -> None:
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for method in arguments.method:
         began = time.process_time()
-        found = cases(arguments.share)
+        found = [case for case in cases(arguments.share) if case.group in arguments.group]
         scores = score(forecasts(method, found, arguments.model, arguments.steps, arguments.samples))
-        results[method] = {"scores": scores, "cpu_seconds": round(time.process_time() - began), "share": arguments.share}
+        kept = results.get(method, {}).get("scores", {}) if set(arguments.group) < set(GROUPS) else {}
+        results[method] = {
+            "scores": {**kept, **scores},
+            "cpu_seconds": round(time.process_time() - began),
+            "share": arguments.share,
+        }
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
         print(method, json.dumps({g: scores[g] for g in GROUPS if g in scores}), flush=True)
     if arguments.plot:

@@ -3,7 +3,11 @@
     unfog train recipes/speech_digits.py --out RUN [--minutes M] [--resume]
 
 Data: the shipped set, 575 training clips of 681, cut out of recorded prompts (licence: NOTICE), each played up to half a
-semitone faster or slower, up to 16 ms late and up to 6 dB softer; the network is told. 3.3M parameters, 7 MB at half precision.
+semitone faster or slower, up to 16 ms late and up to 6 dB softer; the network is told. 3.3M parameters, 7 MB at half
+precision; 1.2 s of one core a step, 55 minutes in all. Of 256 samples (`unfog evaluate speech-digits -n 256 --seed 1000`;
+real held-out clips in brackets): the judge hears the word asked for in 97 % (100); DNSMOS 2.04 (2.27); Fréchet distance of
+the judge's features 10.1 (3.2), of Resemblyzer's 10.8 (2.6); nearer to a training clip than 99 % of unseen ones are: 0 %
+(1.9).
 """
 
 RECIPE = {
@@ -21,7 +25,7 @@ RECIPE = {
     "noise_mean": 0.4,
     "noise_std": 1.5,
     "batch": 32,
-    "steps": 6000,
+    "steps": 2700,
     "lr": 2e-3,
     "warm_up": 200,
     "decay": 0.3,

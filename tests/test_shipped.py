@@ -71,3 +71,13 @@ def test_a_forecast_knows_the_day_and_its_own_doubt(tmp_path):
     low, high = np.quantile(samples, [0.1, 0.9], axis=0)
     assert ((low <= truth) & (truth <= high)).mean() >= 0.6
     assert 0.15 < (high - low).mean() < 0.6  # of noise of deviation 0.1: 0.26
+
+
+def test_a_longer_word_takes_longer_to_say():
+    model = unfog.load("speech-digits")
+    long, short = (model.generate(word, seed=2)[0] for word in ("conference", "key"))
+
+    def length(wave):
+        return np.flatnonzero(np.abs(wave) > 0.05 * np.abs(wave).max())[-1] / 16000
+
+    assert length(long) > 0.6 > length(short)
