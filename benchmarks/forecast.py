@@ -133,12 +133,12 @@ class Regression:
     def __init__(self, found: list[Case]) -> None:
         items = open_series(DATA, SeriesOptions())
         self.train: dict[str, list[np.ndarray]] = defaultdict(list)
-        seen = set()
+        longest: dict[str, Table] = {}  # of the growing beginnings that one long series is trained on by
         for i in items.split("train"):
             table: Table = items.raw[i]
-            if table.name in seen and table.weight > 1:
-                continue
-            seen.add(table.name)
+            if table.weight == 1 or len(table) > len(longest.get(table.name, ())):
+                longest[table.name if table.weight > 1 else f"{table.name} {i}"] = table
+        for table in longest.values():
             for v in range(table.values.shape[1]):
                 self.train[self.key(table, v)].append(table.values[:, v])
         self.fitted: dict[tuple[str, int], Any] = {}
