@@ -156,6 +156,23 @@ def test_a_straight_line_is_continued():
     assert level[0] == pytest.approx(92, rel=0.03) and 1.5 < slope[0] < 3.2  # the trend is damped
 
 
+@pytest.mark.parametrize("times", [True, False])
+def test_two_seasons_follow_the_last_days(times):
+    """A day's shape that changed ten days ago is followed; a weekend keeps its own; a gap is no harm. Exact up to the fading."""
+    t, rng = np.arange(24 * 7 * 8), np.random.default_rng(0)
+    day, weekend = np.sin(2 * np.pi * t / 24), np.where(t // 24 % 7 >= 5, -0.3, 0.0)
+    late = np.where(t >= 24 * 7 * 5 + 96, 0.4 * np.cos(4 * np.pi * t / 24), 0.0)
+    z = 2 + t / 500 + 0.3 * (day + late) + weekend
+    y = np.exp(z) if times else z
+    y = y * (1 + 1e-3 * rng.normal(size=len(t)))
+    y[100:110] = np.nan
+    end = 24 * 7 * 7
+    found = seasonal(y[:end], (24, 168), len(t))
+    assert found.times == times
+    flat = (np.log(y / found.index) if times else y - found.index)[end - 48 : end + 48] - t[end - 48 : end + 48] / 500
+    assert flat.std() < 0.1 * (0.3 * (day + late) + weekend).std()
+
+
 @pytest.mark.parametrize("times", [False, True])
 def test_seasons_are_found_and_noise_has_none(times):
     rng, t = np.random.default_rng(0), np.arange(120)

@@ -21,6 +21,7 @@ ALPHAS = np.array([0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 0.97])
 _HOLT = np.array([(a, b, phi) for a in (0.1, 0.3, 0.6, 0.9) for b in (0.03, 0.12, 0.3) for phi in (0.8, 0.95)])
 RECENT = 256  # steps that smoothing looks back
 LONGEST = 1536  # steps that anything looks back
+MEMORY = (3.0, 6.0)  # seasons after which the weight of a short, of a long season's value has fallen to 1/e
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,17 @@ def _moving(y: Floats, m: int) -> Floats:
     return np.concatenate([np.full(half, np.nan), inner, np.full(half, np.nan)])
 
 
-def _phases(r: Floats, phase: NDArray[np.int64], m: int, neutral: float) -> tuple[Floats, float]:
+def _phases(r: Floats, phase: NDArray[np.int64], m: int, neutral: float, weight: Floats | None = None) -> tuple[Floats, float]:
     """Indices of m phases, shrunk to their mean as far as they may be chance, and how much of them was kept."""
     good = np.isfinite(r)
-    count = np.bincount(phase[good], minlength=m).astype(float)
-    mean = np.bincount(phase[good], weights=r[good], minlength=m) / np.maximum(count, 1)
-    mean[count == 0] = neutral
+    w = np.ones(good.sum()) if weight is None else weight[good]
+    total = np.bincount(phase[good], weights=w, minlength=m)
+    mean = np.bincount(phase[good], weights=w * r[good], minlength=m) / np.maximum(total, 1e-12)
+    mean[total == 0] = neutral
     mean += neutral - mean.mean()
     left = r[good] - mean[phase[good]]
-    free = max(good.sum() - m, 1)
-    noise = float(left @ left) / free / max(count.mean(), 1e-9)
+    count = w.sum() ** 2 / max(float(w @ w), 1e-12) / m  # as many equal values to a phase
+    noise = float(w @ left**2 / w.sum()) * count / max(count - 1, 1 / m) / max(count, 1e-9)
     spread = float(((mean - neutral) ** 2).sum()) / max(m - 1, 1)
     kept = max(0.0, 1.0 - noise / spread) if spread > 0 else 0.0
     return neutral + kept * (mean - neutral), kept
@@ -72,6 +74,8 @@ def seasonal(y: Floats, seasons: tuple[int, ...], length: int) -> Seasonal:
     first, last = (int(f) for f in np.flatnonzero(known)[[0, -1]])
     filled = np.full(len(y), np.nan)
     filled[first : last + 1] = _filled(y[first : last + 1])
+    if len(usable) > 1 and last + 1 - first >= 3 * usable[1]:
+        return _two_seasons(y, filled[first : last + 1], first, (usable[0], usable[1]), length)
     found: dict[bool, tuple[float, Floats, list[float]]] = {}
     steps = np.arange(length)
     trend = _moving(filled[first : last + 1], usable[-1] if len(usable) == 1 or last + 1 - first >= 3 * usable[-1] else usable[0])
@@ -94,6 +98,38 @@ def seasonal(y: Floats, seasons: tuple[int, ...], length: int) -> Seasonal:
     times = min(found, key=lambda t: found[t][0])
     _, index, kept = found[times]
     return Seasonal(np.maximum(index, 0.02) if times else index, times, (kept[0], kept[1]))
+
+
+def _two_seasons(y: Floats, filled: Floats, first: int, seasons: tuple[int, int], length: int) -> Seasonal:
+    """Indices of a short and a long season by turns, each of what the other and the level leave. The short one's fade fast, so
+    that they follow the last few days; the long one's slowly. They add or multiply by what fits the last days better.
+    filled: y from `first` on to its last known value."""
+    inner = slice(first, first + len(filled))
+    steps, every = np.arange(inner.start, inner.stop), np.arange(length)
+    fading = [np.exp((steps - inner.stop) / (m * memory)) for m, memory in zip(seasons, MEMORY, strict=True)]
+    half = seasons[1] // 2
+    found: dict[bool, tuple[float, Floats, list[float]]] = {}
+    for times in (False, True):
+        if times and filled.min() <= 0:
+            continue
+        z, index, kept = np.log(filled) if times else filled, [np.zeros(m) for m in seasons], [0.0, 0.0]
+        for _ in range(4):
+            parts = [own[steps % m] for own, m in zip(index, seasons, strict=True)]
+            level = _moving(np.pad(z - parts[0] - parts[1], half, mode="edge"), seasons[1])[half:-half]
+            left = np.where(np.isfinite(y[inner]), z - level, np.nan)
+            for place in (1, 0):
+                phase = steps % seasons[place]
+                own, kept[place] = _phases(left - parts[1 - place], phase, seasons[place], 0.0, fading[place])
+                if place == 0 and kept[0] > 0:
+                    own = own / kept[0]  # what the last days have in common is no chance
+                index[place], parts[place] = own, own[phase]
+        whole = index[0][every % seasons[0]] + index[1][every % seasons[1]]
+        fit = level + whole[inner]
+        error = float(np.nanmean(fading[0] * np.abs(y[inner] - (np.exp(fit) if times else fit))))
+        found[times] = error, np.exp(whole) if times else whole, kept
+    times = min(found, key=lambda t: found[t][0])
+    _, index_, kept = found[times]
+    return Seasonal(np.maximum(index_, 0.02) if times else index_, times, (kept[0], kept[1]))
 
 
 @dataclass(frozen=True)
