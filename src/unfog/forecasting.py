@@ -116,7 +116,8 @@ def _read(request: ForecastRequest, skipped: Counter[str]) -> list[Table]:
         data = request.table.read_bytes()
     except OSError as error:
         raise UserError(f"{request.table}: {error.strerror or error}; give a CSV file") from None
-    found = read_tables(data, str(request.table), request.time, skipped)
+    only = [*request.target, *request.covariates] if request.target else []
+    found = read_tables(data, str(request.table), request.time, skipped, only)
     if not found:
         why = ", ".join(f"{n} {word}" for word, n in skipped.items())
         raise UserError(f"{request.table}: no series can be used ({why})")

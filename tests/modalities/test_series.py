@@ -40,6 +40,26 @@ def test_long_and_wide_files_say_the_same():
     assert np.isnan(wide.values[1, 1]) and wide.frequency == "daily" and wide.seasons == (7,)
 
 
+def test_newest_first_is_turned_round():
+    table = read_tables(b"date,x\n2024-01-04,4\n2024-01-03,3\n2024-01-01,1\n", "r.csv")[0]
+    assert table.times()[0].startswith("2024-01-01") and np.array_equal(table.values[[0, 2, 3], 0], [1, 3, 4])
+
+
+def test_only_the_wanted_columns_are_read():
+    text = b"date,shop,x\n2024-01-01,a,1\n2024-01-02,b,2\n2024-01-03,a,3\n"
+    assert read_tables(text, "w.csv", only=["x"])[0].columns == ("x",)
+    with pytest.raises(UserError, match="w.csv: shop at 2024-01-01 is 'a', not a finite number .*--target"):
+        read_tables(text, "w.csv")
+    with pytest.raises(UserError, match="y"):
+        read_tables(text, "w.csv", only=["y"])
+
+
+@pytest.mark.parametrize("cell, wrong", [("1e31", "too large"), ("-3e200", "too large"), ("50,13", "point for decimals")])
+def test_numbers_that_cannot_be_used_say_why(cell, wrong):
+    with pytest.raises(UserError, match=f"n.csv: x at 2024-01-02.*{wrong}"):
+        read_tables(f"date;x\n2024-01-01;1\n2024-01-02;{cell}\n2024-01-03;3\n".encode(), "n.csv")
+
+
 def test_a_row_that_lacks_is_a_missing_value():
     table = read_tables(b"time,x\n2024-01-01T00:00,1\n2024-01-01T01:00,2\n2024-01-01T04:00,5\n2024-01-01T05:00,6\n", "h.csv")[0]
     assert np.array_equal(np.isnan(table.values[:, 0]), [False, False, True, True, False, False])

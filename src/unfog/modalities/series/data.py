@@ -20,13 +20,14 @@ from pydantic import Field
 
 from unfog.errors import UserError, shown, unknown
 from unfog.modalities.contract import Items, Options
-from unfog.modalities.series.table import AHEAD, FREQUENCIES, Clock, Table, even
+from unfog.modalities.series.table import AHEAD, FREQUENCIES, Clock, Table, even, newest_first
 
 MISSING = {"", "na", "nan", "null", "none", "n/a", "-"}
 TIME, NAME, VALUE = ("time", "date", "datetime", "timestamp", "ds"), ("series", "id", "unique_id", "name"), ("value", "y")
 SHORTEST = 8  # rows of a series that training can use
 LARGEST = 512 * 2**20  # bytes of one file
 MOST_EMPTY = 0.5  # share of a table's values
+LARGEST_VALUE = 1e30  # squares of it are numbers still
 
 
 class SeriesOptions(Options):
@@ -90,18 +91,29 @@ def _table(name: str, times: Sequence[str], cells: Sequence[Sequence[str]], colu
         try:
             values[i, j] = read_number(cells[i][j])
         except ValueError:
-            line = f"{where}: {columns[j]} at {times[i]}"
-            raise UserError(f"{line} is {shown(cells[i][j])}, not a finite number (leave it empty where it is missing)") from None
+            line = f"{where}: {columns[j]} at {times[i]} is {shown(cells[i][j])}"
+            decimal = cells[i][j].count(",") == 1 and cells[i][j].replace(",", "").strip("+- ").isdigit()
+            mend = (
+                "write a point for decimals" if decimal else "leave it empty where it is missing, or choose columns with --target"
+            )
+            raise UserError(f"{line}, not a finite number ({mend})") from None
+    if len(large := np.argwhere(np.abs(values) > LARGEST_VALUE)):
+        i, j = large[0]
+        raise UserError(f"{where}: {columns[j]} at {times[i]} is too large; give it in a larger unit, below {LARGEST_VALUE:g}")
+    if newest_first(times, where):
+        times, values = times[::-1], values[::-1]
     clock, places = even(times, where)
     whole = np.full((int(places[-1]) + 1, len(columns)), math.nan)
     whole[places] = values
     return Table(name, whole, tuple(columns), clock, clock.seasons, clock.frequency)
 
 
-def read_tables(data: bytes, where: str, time: str | None = None, skipped: Counter[str] | None = None) -> list[Table]:
-    """The tables of one CSV file, long or wide.
+def read_tables(data: bytes, where: str, time: str | None = None, skipped: Counter[str] | None = None,
+                only: Sequence[str] = ()) -> list[Table]:  # fmt: skip
+    """The tables of one CSV file, long or wide; rows may also be given newest first.
 
     skipped: of a long file, series that cannot be used are counted there by their fault; without it they are an error.
+    only: of a wide file, the columns to read; none: all.
     Raises UserError naming the place and what is wrong.
     """
     header, rows = _rows(data, where)
@@ -112,6 +124,10 @@ def read_tables(data: bytes, where: str, time: str | None = None, skipped: Count
         columns = [name for name in header if name != clock]
         if not columns:
             raise UserError(f"{where}: has no column beside {clock}; give one column a variate")
+        for name in only:
+            if name not in columns:
+                raise unknown(f"{where}: column", name, columns)
+        columns = [name for name in columns if not only or name in only]
         places = [header.index(name) for name in columns]
         times = [row[header.index(clock)] for row in rows] if clock is not None else [str(i) for i in range(len(rows))]
         return [_table(Path(where).stem, times, [[row[i] for i in places] for row in rows], columns, where)]
@@ -136,7 +152,7 @@ def fault(message: str) -> str:
     """The kind of a reading error, to count by."""
     for part, word in (("finite number", "values that are no numbers"), ("unequal", "unequal time steps"),
                        ("twice", "a time that comes twice"), ("comes after", "times that do not rise"),
-                       ("more than half", "more than half of the rows missing")):  # fmt: skip
+                       ("more than half", "more than half of the rows missing"), ("too large", "values above 1e30")):  # fmt: skip
         if part in message:
             return word
     return "unreadable"

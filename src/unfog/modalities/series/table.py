@@ -119,6 +119,11 @@ def _read(text: str, where: str) -> tuple[str, int]:
     return "second", int((stamp - START).total_seconds())
 
 
+def newest_first(times: Sequence[str], where: str) -> bool:
+    """Whether a file's rows go back in time. Raises UserError for an end that is no time."""
+    return len(times) > 1 and _read(times[0], where)[1] > _read(times[-1], where)[1]
+
+
 def even(times: Sequence[str], where: str) -> tuple[Clock, NDArray[np.int64]]:
     """The clock of times as written, and the row that each one has on it; rows that lack are told by the gaps.
 
