@@ -82,7 +82,7 @@ def test_clocks_are_read_and_written(first, frequency, third):
 @pytest.mark.parametrize("data, said", [
     (b"time,x\n2024-01-01,1\n2024-01-02,2\n2024-01-03,3\n2024-01-04T07:00,4\n", "unequal time steps"),
     (b"time,x\n2024-01-01,1\n2024-01-01,2\n", "comes twice"),
-    (b"time,x\n2024-01-02,1\n2024-01-01,2\n", "rising"),
+    (b"time,x\n2024-01-02,1\n2024-01-01,2\n2024-01-03,2\n", "rising"),
     (b"time,x\n2024-01-01,1\n2024-01-02,inf\n", "not a finite number"),
     (b"time,x\n2024-01-01,1\n2024-01-02,two\n", "'two'"),
     (b"time,x\nyesterday,1\ntoday,2\n", "yesterday"),
