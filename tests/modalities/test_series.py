@@ -16,7 +16,7 @@ from unfog.modalities.series.network import SeriesNetwork
 from unfog.modalities.series.outline import damped, drift, seasonal, since, smooth
 from unfog.modalities.series.scores import crps, inside, quantile_crps, seasonal_naive, usual_step
 from unfog.modalities.series.show import from_bytes, keep, paste, render, to_bytes
-from unfog.modalities.series.space import SeriesSpace, chosen, fit_space, read_space
+from unfog.modalities.series.space import SeriesSpace, chosen, fit_space, read_space, varied
 from unfog.modalities.series.table import Clock, Table, even
 from unfog.modalities.series.window import AHEAD, LENGTH, PAST, VARIATES, ahead_of, free, window
 
@@ -208,6 +208,21 @@ def test_seasons_are_found_and_noise_has_none(times):
 
 def test_steps_since_the_last_known():
     assert since(np.array([[False, True, False, False, True]])).tolist() == [[6, 0, 1, 2, 0]]
+
+
+def test_a_varied_series_keeps_clock_and_seasons():
+    t, rng = np.arange(28 * 8 + 5), np.random.default_rng(1)
+    exact = Table(
+        "t", (10 + np.sin(2 * np.pi * t / 4) + np.cos(2 * np.pi * t / 28))[:, None], ("x",), Clock("second", 0, 3600), (4, 28)
+    )
+    found = [varied(exact, rng) for _ in range(20)]
+    for one in found:
+        assert (len(exact) - len(one)) % 28 == 0 and len(one) >= 28 * 3
+        assert one.times(0, 1) == exact.times(len(exact) - len(one), len(exact) - len(one) + 1)
+        assert np.allclose(one.values[28:], one.values[:-28]) and not np.allclose(one.values, exact.values[-len(one) :])
+    assert len({len(one) for one in found}) == 3
+    short = replace(exact, values=exact.values[:60] - 20)
+    assert np.array_equal(varied(short, rng).values, short.values)  # two seasons, below 0: left alone
 
 
 # windows

@@ -33,6 +33,7 @@ from unfog.modalities.series.window import (
 )
 
 FEW = 6  # known values that a training window has at least
+VARIED = 0.8  # share of the windows of one long series that are of a series like it
 PLAIN, HOLES, FREE = 0.72, 0.20, 0.08  # shares of training: forecasts, gaps, nothing known
 _STEP = {"yearly": ("month", 12), "quarterly": ("month", 3), "monthly": ("month", 1), "weekly": ("second", 7 * 86400),
          "daily": ("second", 86400), "hourly": ("second", 3600), "half-hourly": ("second", 1800)}  # fmt: skip
@@ -59,6 +60,8 @@ def chosen(table: Table, rng: np.random.Generator) -> Window:
     """A random window of a table as training sees it: a forecast, gaps or nothing known."""
     if table.values.shape[1] > VARIATES:
         table = table.of([table.columns[i] for i in sorted(rng.choice(table.values.shape[1], VARIATES, replace=False))])
+    if table.weight > 1 and table.values.shape[1] == 1 and rng.random() < VARIED:
+        table = varied(table, rng)
     rows, draw = len(table), rng.random()
     if draw < FREE:
         column = int(rng.integers(table.values.shape[1]))
@@ -83,6 +86,26 @@ def chosen(table: Table, rng: np.random.Generator) -> Window:
     if rng.random() < 0.15:
         lost = _holes(rng, table.values.shape, max(0, origin - PAST), origin)
     return window(table, origin, min(most, rows - origin) or 1, hidden=lost)
+
+
+def varied(table: Table, rng: np.random.Generator) -> Table:
+    """Another series with this one's seasons: its mean with itself some long seasons earlier, in random shares, and for positive
+    values a random power of it. One long series, seen often, would be learned by heart.
+
+    Source: Ansari et al. 2024 (Chronos), arXiv:2403.07815, §4.1 (TSMixup; theirs mixes different series).
+    """
+    season, values = max(table.seasons), table.values
+    most = min(len(table) // season - 3, len(table) // (3 * season))
+    if most >= 1:
+        back = season * int(rng.integers(1, most + 1))
+        share = rng.random()
+        values = (1 - share) * values[back:] + share * values[: len(table) - back]
+        clock = replace(table.clock, first=table.clock.first + back * table.clock.step)
+        table = replace(table, values=values, clock=clock)
+    size = np.nanmedian(values)
+    if np.nanmin(values) > 0:
+        table = replace(table, values=size * (values / size) ** np.exp(0.5 * rng.normal()))
+    return table
 
 
 def as_it_stands(table: Table) -> Window:
