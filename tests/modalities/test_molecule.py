@@ -67,6 +67,14 @@ def test_files_that_hold_nothing_are_refused_in_one_line(tmp_path, name, text, s
     assert "\n" not in str(caught.value)
 
 
+def test_what_no_molecule_has_is_refused(items):
+    space = MODALITY.fit(items, MODALITY.options())
+    assert space.ask(["logp 2 rings 1"], [0])["numbers"][0, 2:].tolist() == [1.0, 1.0]
+    for asked, said in (("logp 900", "logp 900 is far .* ask for -"), ("rings 99", "rings 99 is far .* ask for 0.0 to")):
+        with pytest.raises(UserError, match=said):
+            space.ask([asked], [0])
+
+
 @pytest.mark.parametrize("hydrogens", ["counted", "atoms"])
 def test_model_space_and_back(items, tmp_path, hydrogens):
     path = tmp_path / "same.smi"

@@ -28,6 +28,7 @@ from unfog.modalities.molecule.nearest import nearest
 from unfog.modalities.molecule.network import ORDERS
 
 CATEGORY = 1.0  # what a one-hot 1 becomes, beside places of deviation 1: elements and bonds settle a little before places do
+FARTHEST = 8.0  # deviations that a property may be from the training molecules' mean
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,12 @@ class MoleculeSpace:
             mask[item, : min(int(n), self.atoms)] = True
             for k, name in enumerate(PROPERTIES):
                 if name in told:
-                    numbers[item, k] = (told[name] - self.means[k]) / self.deviations[k]
+                    far = (told[name] - self.means[k]) / self.deviations[k]
+                    if abs(far) > FARTHEST:
+                        low, high = (self.means[k] + sign * FARTHEST * self.deviations[k] for sign in (-1, 1))
+                        raise UserError(f"prompt {prompt!r}: {name} {told[name]:g} is far from all that this model learned from; "
+                                        f"ask for {low if name == 'logp' else 0:.1f} to {high:.1f}")  # fmt: skip
+                    numbers[item, k] = far
                     numbers[item, len(PROPERTIES) + k] = 1.0
         return {"mask": mask, "numbers": numbers}
 
