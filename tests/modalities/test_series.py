@@ -210,19 +210,28 @@ def test_steps_since_the_last_known():
     assert since(np.array([[False, True, False, False, True]])).tolist() == [[6, 0, 1, 2, 0]]
 
 
-def test_a_varied_series_keeps_clock_and_seasons():
-    t, rng = np.arange(28 * 8 + 5), np.random.default_rng(1)
-    exact = Table(
-        "t", (10 + np.sin(2 * np.pi * t / 4) + np.cos(2 * np.pi * t / 28))[:, None], ("x",), Clock("second", 0, 3600), (4, 28)
-    )
-    found = [varied(exact, rng) for _ in range(20)]
-    for one in found:
-        assert (len(exact) - len(one)) % 28 == 0 and len(one) >= 28 * 3
-        assert one.times(0, 1) == exact.times(len(exact) - len(one), len(exact) - len(one) + 1)
-        assert np.allclose(one.values[28:], one.values[:-28]) and not np.allclose(one.values, exact.values[-len(one) :])
-    assert len({len(one) for one in found}) == 2
-    short = replace(exact, values=exact.values[:60] - 20)
-    assert np.array_equal(varied(short, rng).values, short.values)  # two seasons, below 0: left alone
+def test_a_varied_series_keeps_seasons_and_spectrum():
+    t, rng = np.arange(28 * 8), np.random.default_rng(1)
+    exact = 10 + np.sin(2 * np.pi * t / 4) + np.cos(2 * np.pi * t / 28)
+    noise = np.convolve(rng.normal(size=len(t) + 9), np.ones(10), "valid")
+    for shift in (0, -40):  # not positive: nothing is stretched, so the spectrum is the same
+        table = Table("t", (exact + 0.1 * noise + shift)[:, None], ("x",), Clock("second", 0, 3600), (4, 28))
+        found = varied(table, rng)
+        assert found.clock == table.clock and found.values.shape == table.values.shape
+        assert np.corrcoef(found.values[:, 0], table.values[:, 0])[0, 1] < 0.999
+        if shift:
+            usual = [np.array([v.values[k::28, 0].mean() for k in range(28)]) for v in (found, table)]
+            rest = [v.values[:, 0] - u[t % 28] for v, u in zip((found, table), usual, strict=True)]
+            assert abs(rest[0].std() / rest[1].std() - 1) < 0.2 and np.abs(usual[0] - usual[1]).max() < 0.5 * np.ptp(usual[1])
+            spectra = [np.abs(np.fft.rfft(v.values[:, 0])) for v in (found, table)]
+            off = np.arange(len(spectra[0])) % 8 != 0  # seasons are at every eighth
+            assert np.allclose(spectra[0][off], spectra[1][off])
+        else:
+            assert found.values.min() > 0
+    pure = Table("t", (exact - 40)[:, None], ("x",), Clock("second", 0, 3600), (4, 28))
+    assert np.allclose(varied(pure, rng).values, pure.values)  # nothing is left over, nothing changes
+    short = replace(pure, values=pure.values[:50])
+    assert varied(short, rng) is short
 
 
 # windows

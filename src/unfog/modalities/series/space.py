@@ -33,7 +33,7 @@ from unfog.modalities.series.window import (
 )
 
 FEW = 6  # known values that a training window has at least
-VARIED = 0.8  # share of the windows of one long series that are of a series like it
+VARIED = 0.9  # share of the windows of one long series that are of a series like it
 PLAIN, HOLES, FREE = 0.72, 0.20, 0.08  # shares of training: forecasts, gaps, nothing known
 _STEP = {"yearly": ("month", 12), "quarterly": ("month", 3), "monthly": ("month", 1), "weekly": ("second", 7 * 86400),
          "daily": ("second", 86400), "hourly": ("second", 3600), "half-hourly": ("second", 1800)}  # fmt: skip
@@ -89,23 +89,28 @@ def chosen(table: Table, rng: np.random.Generator) -> Window:
 
 
 def varied(table: Table, rng: np.random.Generator) -> Table:
-    """Another series with this one's seasons: its mean with itself some long seasons earlier, in random shares, and for positive
-    values a random power of it. One long series, seen often, would be learned by heart.
+    """Another series with this one's seasons and spectrum: what the long season's means leave has its phases drawn anew, and for
+    positive values (then all is done to their logarithms) seasons and rest are stretched. One long series, seen often, would be
+    learned by heart: what came after each of its weeks. values (T, 1).
 
-    Source: Ansari et al. 2024 (Chronos), arXiv:2403.07815, §4.1 (TSMixup; theirs mixes different series).
+    Source: Theiler et al. 1992, doi:10.1016/0167-2789(92)90102-S (surrogates of random phases).
     """
-    season, values = max(table.seasons), table.values
-    most = min(len(table) // season - 3, len(table) // (3 * season))
-    if most >= 1:
-        back = season * int(rng.integers(1, most + 1))
-        share = rng.random()
-        values = (1 - share) * values[back:] + share * values[: len(table) - back]
-        clock = replace(table.clock, first=table.clock.first + back * table.clock.step)
-        table = replace(table, values=values, clock=clock)
-    size = np.nanmedian(values)
-    if np.nanmin(values) > 0:
-        table = replace(table, values=size * (values / size) ** np.exp(0.5 * rng.normal()))
-    return table
+    season, y = max(table.seasons), table.values[:, 0]
+    known = np.isfinite(y)
+    if len(y) < 2 * season or not known.all():
+        return table
+    positive = y.min() > 0
+    z = np.log(y) if positive else y
+    place, size = np.arange(len(z)) % season, np.bincount(np.arange(len(z)) % season)
+    usual = (np.bincount(place, weights=z) / size)[place]
+    waves = np.fft.rfft(z - usual)
+    turned = waves * np.exp(2j * np.pi * rng.random(len(waves)))
+    turned[0] = waves[0]  # the mean stays
+    rest = np.fft.irfft(turned, len(z))
+    tilt, stretch = np.exp(0.3 * rng.normal(size=2)) if positive else (1.0, 1.0)
+    level = usual.mean()
+    z = level + tilt * (usual - level) + stretch * rest
+    return replace(table, values=(np.exp(z) if positive else z)[:, None])
 
 
 def as_it_stands(table: Table) -> Window:
