@@ -19,10 +19,11 @@ from unfog.diffusion import Noise, begin, run
 from unfog.diffusion.editing import noised
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.guidance.infill import Infill
+from unfog.edits import EditRequest
 from unfog.errors import UserError
 from unfog.modalities.contract import without
 from unfog.model import Model
-from unfog.requests import EditRequest, Progress, Result
+from unfog.requests import Progress, Result
 
 
 def edit(model: Model, raw: Any, request: EditRequest) -> Generator[Progress | Result]:

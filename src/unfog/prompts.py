@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from unfog.errors import UserError, shown
 
+LANGUAGE = 1  # its version, which recipes of prompts that use it carry
 UP, DOWN = 1.1, 1 / 1.1  # (word) and [word]
 MOST = 10.0  # a weight, written or multiplied
 STEPS = 20  # of a sampling that is not said to have another number

@@ -72,7 +72,8 @@ def edit(
     from unfog.cli import output
     from unfog.cli.progress import watch
     from unfog.editing import edit as edited
-    from unfog.requests import EditRequest, check
+    from unfog.edits import EditRequest
+    from unfog.requests import check
 
     fields: dict[str, Any] = {"item": item, "prompt": prompt, "keep": keep, "strength": strength, "style": style, "n": n,
                               "negative": negative, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}  # fmt: skip
