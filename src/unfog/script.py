@@ -74,8 +74,8 @@ class Script:
         texts, against = [self._at(item[0]) for item in self.items], self._at(self.negative)
         if all(len(said) == 1 for said in texts) and len(against) == 1:
             told, other = self._pair([said[0] for said in texts], against[0])
-            guided = ClassifierFree(self.denoiser, self.scale, _views(other, views), self.interval)
-            return guided(x_t, t, _views(told, views))
+            guided = ClassifierFree(self.denoiser, self.scale, self._rows(other, views), self.interval)
+            return guided(x_t, t, self._rows(told, views))
         return self._composed(x_t, t, texts, against, views)
 
     def _composed(self, x_t: Tensor, t: float | Tensor, texts: Sequence[tuple[Any, ...]], against: tuple[Any, ...],
@@ -89,19 +89,20 @@ class Script:
         out = torch.empty_like(x_t)
         for shares, members in groups.items():
             rows = [views * i + k for i in members for k in range(views)]
-            conds = [self._rows(self._pair([said[min(k, len(said) - 1)] for said in texts], against[0])[0], rows, views)
+            conds = [self._rows(self._pair([said[min(k, len(said) - 1)] for said in texts], against[0])[0], views, rows)
                      for k in range(len(shares))]  # fmt: skip
-            conds += [self._rows(other, rows, views) for other in others]
+            conds += [self._rows(other, views, rows) for other in others]
             scales = [scale * v for v in shares] + [(1.0 - scale) * v for v in _shares(self.negative)]
             out[rows] = Composed(self.denoiser, conds, scales, conds[-1])(x_t[rows], t)
         return out
 
-    def _rows(self, cond: Cond, rows: Sequence[int], views: int) -> Cond:
-        return {key: v[rows] if len(v) == views * len(self.items) else v for key, v in _views(cond, views).items()}
-
-
-def _views(cond: Cond, views: int) -> Cond:
-    return cond if views == 1 else {key: v.repeat_interleave(views, 0) if len(v) > 1 else v for key, v in cond.items()}
+    def _rows(self, cond: Cond, views: int, rows: Sequence[int] | None = None) -> Cond:
+        """cond of each view, or of some; one that holds for all items alike is left as it is."""
+        if len(self.items) == 1:  # one row serves as many views as there are
+            count = views if rows is None else len(rows)
+            return cond if count == 1 else {key: v.expand(count, *v.shape[1:]) for key, v in cond.items()}
+        wide = {key: v.repeat_interleave(views, 0) if len(v) > 1 and views > 1 else v for key, v in cond.items()}
+        return wide if rows is None else {key: v[rows] if len(v) > 1 else v for key, v in wide.items()}
 
 
 def _shares(prompt: Any) -> tuple[float, ...]:
