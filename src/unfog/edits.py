@@ -11,7 +11,7 @@ from unfog.errors import UserError
 from unfog.requests import DRAWN_SEEDS, LARGEST_SEED
 from unfog.schema import LONGEST_PROMPT, Name, Real, Request, Whole
 
-USUAL = {"keep": 1.0, "again": 0.6, "original": 0.9}  # strength where none is given: kept parts, all anew, text diffs
+USUAL = {"keep": 1.0, "again": 0.6, "original": 0.8}  # strength where none is given: kept parts, all anew, text diffs
 FRAMES = 7
 
 
