@@ -66,7 +66,8 @@ class Placed:
         if max(rows, columns) > MOST_WORK:
             raise UserError(f"canvas: would be {columns}x{rows} at the model's scale; keep it within {MOST_WORK} a side")
         self.size = (rows, columns)
-        work = (max(rows, height), max(columns, width))
+        unit = max(space.buckets[0][1] // space.shape[-2], 1)  # pixels a side that the codec makes one of
+        work = (-(-max(rows, height) // unit) * unit, -(-max(columns, width) // unit) * unit)
         self.corner = ((work[0] - rows) // 2, (work[1] - columns) // 2)
         pad = [(c, w - s - c) for c, s, w in zip(self.corner, self.size, work, strict=True)]
         self.raw = np.pad(_resized(self.whole, self.size), (*pad, (0, 0)))
