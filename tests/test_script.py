@@ -17,7 +17,7 @@ class Told:
     def __init__(self):
         from unfog.diffusion import schedule_from_config
 
-        self.process, self.calls, self.asked_for = Gaussian(schedule_from_config("cosine")), 0, []
+        self.process, self.calls, self.asked_for = Gaussian(schedule_from_config({"name": "cosine"})), 0, []
 
     def __call__(self, x_t, t, cond=None):
         self.calls += 1
@@ -130,7 +130,7 @@ def test_a_batch_of_all_sorts_is_each_alone(model):
 
     from unfog.requests import GenerateRequest, Result
 
-    prompts = ["a (red:1.4) apple", "a cat::1 a dog::1", "[a|b] hat", "a house " * 12]
+    prompts = ["a (red:1.4) apple", "a cat::1 a dog::1", "[a|b] hat", "a house " * 20]
     request = GenerateRequest(prompts=prompts, seed=1, steps=2, batch=4)
     for result in model.stream(request):
         if isinstance(result, Result):

@@ -12,7 +12,7 @@ class Local:
     """x/2 + cond: what it says of a pixel depends on that pixel alone."""
 
     def __init__(self):
-        self.process, self.shapes = Gaussian(schedule_from_config("cosine")), []
+        self.process, self.shapes = Gaussian(schedule_from_config({"name": "cosine"})), []
 
     def __call__(self, x_t, t, cond=None):
         self.shapes.append(tuple(x_t.shape))

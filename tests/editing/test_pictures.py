@@ -117,9 +117,9 @@ def test_variations_differ_more_the_more_is_asked(model):
 
 
 def test_frames_lead_from_one_to_the_other(model, tmp_path):
-    a, b = wheel(), np.asarray(model.generate("a cat", seed=2, steps=2)[0])
+    a, b = wheel(), np.array(model.generate("a cat", seed=2, steps=2)[0])
     Image.fromarray(b).save(tmp_path / "b.png")
-    frames = made(model, a, prompt="a flag", towards=tmp_path / "b.png", towards_prompt="a cat", frames=4, steps=6)
+    frames = made(model, a, prompt="a flag", towards=tmp_path / "b.png", towards_prompt="a cat", frames=4, steps=4)
     assert [f.recipe["frame"] for f in frames] == [0, 1, 2, 3]
     ends = [model.codec.decode(model.codec.encode(x[None]))[0] for x in (a, b)]
     assert apart(frames[0].item, ends[0]).max() <= 3 and apart(frames[-1].item, ends[1]).max() <= 3

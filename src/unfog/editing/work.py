@@ -77,7 +77,7 @@ class Work:
         self.frame = tuple(space.shape[1:]) if self.placed is None else self._frame(x0, self.placed)
         if self.placed is None and self.shape != tuple(space.shape):
             raise UserError(f"item: is of shape {self.shape}, {model.name} makes {tuple(space.shape)}; give one of that size")
-        if request.tile and self.placed is not None and self.placed.raw.shape[:2] != tuple(self.placed.frame):
+        if request.tile and self.placed is not None and self.placed.padded:
             raise UserError("tile: the picture's shape is none that the model makes; crop it to the model's own")
         self.mask = self._mask(spec)
 

@@ -117,11 +117,13 @@ class Measured:
 
 class Placed(Protocol):
     """An item that a model cannot take as it is, where it can: `raw` to encode, `kept` (True where it stays, in raw's places),
-    `frame` (what the model makes at once: the last axes of x0, where raw is larger), a `note` for a person."""
+    `frame` (what the model makes at once: raw's first axes, or less than they are), `padded` (raw holds more than the item), and
+    a `note` for a person."""
 
     raw: Any
     kept: NDArray[np.bool_] | None
     frame: tuple[int, int]
+    padded: bool
     note: str
 
     def back(self, made: Any) -> Any:

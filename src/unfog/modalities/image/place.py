@@ -40,7 +40,7 @@ def stays(raw: NDArray[np.uint8], spec: str) -> NDArray[np.bool_]:
 
 class Placed:
     """raw (h, w, 4): at the model's scale. kept (h, w): where it stays as it is; None: nowhere. frame: height and width that
-    the model makes. note: what a person should know."""
+    the model makes. padded: whether raw holds more than the picture. note: what a person should know."""
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Placed:
         work = (-(-max(rows, height) // unit) * unit, -(-max(columns, width) // unit) * unit)
         self.corner = ((work[0] - rows) // 2, (work[1] - columns) // 2)
         pad = [(c, w - s - c) for c, s, w in zip(self.corner, self.size, work, strict=True)]
+        self.padded = work != self.size
         self.raw = np.pad(_resized(self.whole, self.size), (*pad, (0, 0)))
         kept = np.zeros(self.size, bool) if self.held is None else _all(self.held, self.size)
         kept = np.pad(kept, pad, constant_values=True)  # beside the picture nothing is to be drawn
