@@ -96,10 +96,11 @@ def _paste(space: PictureSpace, made: NDArray[np.uint8], raw: NDArray[np.uint8],
     return np.where(stays(raw, spec)[..., None], raw, made)
 
 
-def _place(space: PictureSpace, raw: NDArray[np.uint8], spec: str | None, canvas: tuple[int, int, int, int] | None) -> Placed:
+def _place(space: PictureSpace, raw: Any, spec: str | None, canvas: tuple[int, int, int, int] | None) -> Placed:
     from unfog.modalities.image.place import Placed
 
-    return Placed(space, raw, spec, canvas)
+    # a picture as `Model.generate` gives it is one too
+    return Placed(space, raw if isinstance(raw, np.ndarray) else np.asarray(raw.convert("RGBA")), spec, canvas)
 
 
 MODALITY = Modality(
