@@ -29,7 +29,9 @@ from unfog.modalities.contract import Cond, without
 from unfog.modalities.image.codec import RGBACodec
 from unfog.modalities.image.space import PictureSpace
 from unfog.precision import fastest
+from unfog.prompts import LANGUAGE, Prompt
 from unfog.requests import GenerateRequest, Progress, Result, check
+from unfog.script import Item, Script, beyond, read
 
 if TYPE_CHECKING:
     from unfog.training.corpus import Corpus
@@ -211,16 +213,17 @@ class Model:
         """Width and height of a picture: near the aspect W:H, or the squarest. Raises UserError where none is near."""
         return self.pictures.frame(aspect, self.name)
 
-    def condition(self, prompts: Sequence[str], styles: Sequence[str | None]) -> dict[str, Tensor]:
-        """Conditions of (prompt, style) pairs; a style of None is the learnt "any style"."""
+    def condition(self, prompts: Sequence[Any], styles: Sequence[str | None]) -> dict[str, Tensor]:
+        """Conditions of (prompt, style) pairs; a style of None is the learnt "any style". Text is taken as it stands."""
         return self._told(self.pictures.ask(prompts, range(len(prompts)), styles))
 
     def _told(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
         """On the model's device, numbers in its own dtype."""
         return {k: v.to(self.device, self.dtype) if v.is_floating_point() else v.to(self.device) for k, v in cond.items()}
 
-    def asked(self, items: Sequence[tuple[str, str | None, int]], negative: str | None) -> tuple[Cond, Cond]:
-        """What (prompt, style, seed) say, and guidance's other branch: nothing, or a negative prompt."""
+    def asked(self, items: Sequence[Item], negative: Any) -> tuple[Cond, Cond]:
+        """What (prompt, style, seed) say, and guidance's other branch: nothing, or a negative prompt. Prompts: text as it
+        stands, or fragments with weights (`networks/said.py`) where the space reads the prompt language."""
         if isinstance(self.space, PictureSpace):
             cond = self.condition([p for p, _, _ in items], [s for _, s, _ in items])
             # against a negative prompt the style stays, else the style itself would be pushed away from
@@ -253,6 +256,8 @@ class Model:
             raise unknown("style", request.style, self.styles)
         if request.aspect is not None:  # refused before anything is made
             self.frame(request.aspect)
+        for text in (*request.prompts, request.negative):
+            read(self.space, text, request.literal)
         if self.kind.name != "image":
             self.space.ask([*request.prompts, *([request.negative] if request.negative else [])],
                            range(len(request.prompts) + bool(request.negative)))  # fmt: skip
@@ -268,33 +273,37 @@ class Model:
 
         Its last x is what `stream` decodes.
         """
-        return (state for state, _ in self._states(items, request.negative, self.settled(request), plan))
+        settings, negative = self.settled(request), read(self.space, request.negative, request.literal)
+        read_ = [(read(self.space, prompt, request.literal), style, seed) for prompt, style, seed in items]
+        return (state for state, _ in self._states(read_, negative, settings, plan))
 
     @torch.inference_mode()
-    def _states(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
+    def _states(self, items: Sequence[Item], negative: str | Prompt | None, settings: dict[str, Any],
                 plan: Plan) -> Iterator[tuple[State, dict[str, Tensor]]]:  # fmt: skip
         strict = bool(settings.get("strict"))
-        if strict:  # the text encoder's last bits, too, depend on what else is in its batch
-            with one_thread():
-                pairs = [self.asked([item], negative) for item in items]
-            cond = {key: torch.cat([one[key] for one, _ in pairs]) for key in pairs[0][0]}
-            other = {key: torch.cat([one[key] for _, one in pairs]) for key in pairs[0][1]}
-        else:
-            cond, other = self.asked(items, negative)
-        interval = self.defaults.get("interval")
         denoiser = OneByOne(self.denoiser) if strict else self.denoiser
-        guided = ClassifierFree(denoiser, settings["scale"], other, tuple(interval) if interval else None)
+        asked = self._asked_alone if strict else self.asked
+        said = Script(denoiser, asked, items, negative, plan.nfe, settings.get("steps", plan.nfe), settings["scale"],
+                      self.defaults.get("interval"))  # fmt: skip
         noise = Noise([seed for _, _, seed in items])
         shape = self.space.shape
         if settings.get("aspect") is not None:
             width, height = self.frame(settings["aspect"])
             shape = (4, height, width)
         first = begin(plan, self.denoiser.process.prior(noise.normal(shape, 0), plan.start).to(self.device))
-        yield first, cond
-        for state in run(plan, lambda x_t, t: guided(x_t, t, cond), first, noise):
-            yield state, cond
+        yield first, said.cond
+        for state in run(plan, said, first, noise):
+            yield state, said.cond
+            said.row = state.nfe
 
-    def _sample(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
+    def _asked_alone(self, items: Sequence[Item], negative: Any) -> tuple[Cond, Cond]:
+        """`asked` of each item by itself: the text encoder's last bits, too, depend on what else is in its batch."""
+        with one_thread():
+            pairs = [self.asked([item], negative) for item in items]
+        told, other = ({key: torch.cat([pair[k][key] for pair in pairs]) for key in pairs[0][k]} for k in (0, 1))
+        return told, other
+
+    def _sample(self, items: Sequence[Item], negative: str | Prompt | None, settings: dict[str, Any],
                 plan: Plan) -> Iterator[tuple[int, list[Any] | None]]:  # fmt: skip
         """One batch of (prompt, style, seed): yields evaluations done, at last with the items; pictures are (H, W, 4) arrays."""
         for state, cond in self._states(items, negative, settings, plan):
@@ -316,10 +325,12 @@ class Model:
         learned = self.plan_hash(settings["sampler"])
         extra: dict[str, Any] = {"plan": learned} if learned else {}
         extra |= {"adapters": recorded(self.adapters)} if self.adapters else {}
+        said = {text: read(self.space, text, request.literal) for text in (*request.prompts, request.negative)}
         for indices in batches:
             part = [wanted[index] for index in indices]
             start = time.perf_counter()
-            for nfe, made in self._sample([(p, request.style, s) for p, s in part], request.negative, settings, plan):
+            asked = [(said[p], request.style, s) for p, s in part]
+            for nfe, made in self._sample(asked, said[request.negative], settings, plan):
                 if made is None:
                     yield Progress(done + nfe * len(part), total)
                     continue
@@ -327,8 +338,9 @@ class Model:
                 done += plan.nfe * len(part)
                 yield Progress(done, total)
                 for index, (prompt, seed), item in zip(indices, part, made, strict=True):
+                    own = {"language": LANGUAGE} if beyond(self.space, [said[prompt], said[request.negative]]) else {}
                     recipe = {"prompt": prompt, "negative": request.negative, "style": request.style, "seed": seed, **settings,
-                              **extra, "model": self.name, "model_hash": self.hash, "version": __version__}  # fmt: skip
+                              **extra, **own, "model": self.name, "model_hash": self.hash, "version": __version__}  # fmt: skip
                     shown = Image.fromarray(item) if isinstance(self.space, PictureSpace) else item
                     yield Result(shown, prompt, seed, index, spent, recipe)
 

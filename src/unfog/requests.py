@@ -7,6 +7,7 @@ pydantic finds into one line that names the field, what is wrong, and what to gi
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,6 +83,10 @@ class GenerateRequest(Request):
         False,
         strict=True,
         description="true for pictures whose every bit is the same in any batch and with any number of threads",
+    )
+
+    literal: bool = Field(
+        False, strict=True, description="true to take prompts as plain text, whatever signs of the prompt language they hold"
     )
 
     shard: str | None = Field(
@@ -162,30 +167,6 @@ class GenerateRequest(Request):
         first, every = shard_of(self.shard) if self.shard else (1, 1)
         starts = range(0, total, size)[first - 1 :: every]
         return [range(start, min(start + size, total)) for start in starts]
-
-
-class EditRequest(Request):
-    """An item changed: parts of it kept, or all of it made anew from some noise on."""
-
-    item: Path = Field(description="the file to change, of the model's kind")
-    prompt: str = Field("", max_length=LONGEST_PROMPT, description="what it is to be, or leave it out for anything")
-    keep: str | None = Field(None, min_length=1, max_length=2_000, description="what stays as it is, as the kind says it "
-                             "(pictures: a picture of the same size, white where it may change), or leave it out")  # fmt: skip
-    strength: Real | None = Field(None, gt=0, le=1, description="a number above 0, at most 1, the share of the way back "
-                                  "into noise, or leave it out for 1 with keep, 0.6 without")  # fmt: skip
-    style: Name | None = Field(None, description="a style of the model, or leave it out for any style")
-    negative: str | None = Field(None, max_length=LONGEST_PROMPT, description="what to avoid, or leave it out")
-    steps: Whole | None = Field(None, ge=1, le=1_000, description="a whole number from 1 to 1000, or leave it out")
-    scale: Real | None = Field(None, ge=0, le=100, description="a number from 0 to 100 (1 = no guidance), or leave it out")
-    sampler: Name | None = Field(None, description="a sampler's name, or leave it out for the model's default")
-    n: Whole = Field(1, ge=1, le=10_000, description="a whole number from 1 to 10000, how many are made")
-    seed: Whole | None = Field(None, ge=0, le=LARGEST_SEED - 10_000, description="a whole number from 0, or leave it out")
-
-    def settled(self) -> EditRequest:
-        """The same request with a seed drawn at random and the usual strength where none was given."""
-        seed = secrets.randbelow(DRAWN_SEEDS) if self.seed is None else self.seed
-        strength = (0.6 if self.keep is None else 1.0) if self.strength is None else self.strength
-        return self.model_copy(update={"seed": seed, "strength": strength})
 
 
 KIND = "a kind of data that `unfog models --kinds` lists, or leave it out for pictures"
@@ -379,7 +360,8 @@ class Result:
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
     plan (its sha256) where the sampler is a plan learned for this model, aspect where one was asked for, adapters (name,
-    hash, strength) where there are any, and novel (seed, try) where it was made again because that seed gave a copy.
+    hash, strength) where there are any, language where a prompt uses the prompt language, and novel
+    (seed, try) where it was made again because that seed gave a copy.
     """
 
     item: Any
@@ -410,4 +392,8 @@ def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:
             raise UserError(f"recipe: {key} is not set; give a picture that unfog made")
     fields = {key: recipe[key] for key in ("negative", "style", "seed", "sampler", "steps", "scale")}
     fields |= {"aspect": recipe["aspect"]} if "aspect" in recipe else {}
+    # a picture whose recipe names no language was made of the plain text, perhaps before there was one
+    texts = [text for text in (recipe["prompt"], recipe["negative"]) if isinstance(text, str)]
+    if "language" not in recipe and any(re.search(r"[\\()\[\]]|::", text) or len(text) > 30 for text in texts):
+        fields["literal"] = True
     return check(GenerateRequest, {"prompts": [recipe["prompt"]], "strict": recipe.get("strict", False), **fields})

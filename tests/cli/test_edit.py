@@ -85,7 +85,11 @@ def test_less_strength_changes_less(picture, tmp_path, capsys):
         (["{0}/wheel.png", "--keep", "{0}/half.png"], "half.png: is 64x32, the picture 64x64"),
         (["{0}/wheel.png", "--keep", "{0}/none.png"], "none.png: cannot be read"),
         (["{0}/wheel.png", "--strength", "0"], "strength: 0.0 is not above 0"),
-        (["{0}/half.png"], "makes (4, 64, 64)"),
+        (["{0}/wheel.png", "--mask", "{0}/mask.png", "--keep", "{0}/mask.png"], "mask: cannot be asked for together with keep"),
+        (["{0}/wheel.png", "--canvas", "1,2"], "canvas: "),
+        (["{0}/wheel.png", "--frames", "3"], "frames: are of a way towards something"),
+        (["{0}/wheel.png", "a (cat:99)"], "prompt: the weight 99"),
+        (["{0}/wheel.png", "--towards", "{0}/none.png"], "none.png: cannot be read"),
         (["{0}/notes.txt"], "not a readable picture"),
         (["{0}/wheel.png", "--style", "notto"], "did you mean noto?"),
     ],
@@ -104,3 +108,21 @@ def test_an_edited_file_is_not_remade_from_its_recipe(picture, tmp_path, capsys)
     assert "wheel" in path
     assert main(["generate", "--like", path]) == 2
     assert "edit" in capsys.readouterr().err
+
+
+def test_frames_have_names_in_order(picture, tmp_path, capsys):
+    words = ["edit", str(picture / "wheel.png"), "a flag", "--towards-prompt", "a cat", "--frames", "3", "--steps", "2"]
+    assert main([*words, "--seed", "1", "--out", str(tmp_path)]) == 0
+    names = [Path(path).name for path in capsys.readouterr().out.split()]
+    assert names == ["a-flag-001-1.png", "a-flag-002-1.png", "a-flag-003-1.png"]
+    assert read_recipe(tmp_path / names[2])["frame"] == 2
+
+
+def test_a_picture_of_another_size_is_told_of(picture, tmp_path, capsys):
+    large = tmp_path / "large.png"
+    with Image.open(picture / "wheel.png") as image:
+        image.resize((150, 100)).save(large)
+    assert main(["edit", str(large), "a cat", "--canvas", "0,0,20,0", "--steps", "1", "--seed", "1", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr()
+    assert "the picture is 170x100, the model works on it at 73x43" in out.err
+    assert (pixels(out.out.split()[0])[:, :150] == pixels(large)).all()

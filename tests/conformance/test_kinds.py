@@ -16,11 +16,12 @@ from unfog.diffusion.grids import GRIDS
 from unfog.diffusion.guidance import GUIDANCES, guide
 from unfog.diffusion.samplers import SAMPLERS
 from unfog.editing import edit
+from unfog.edits import EditRequest
 from unfog.errors import UserError
 from unfog.evaluation import evaluate
 from unfog.modalities import MODALITIES, modality
 from unfog.modalities.contract import ANY, without
-from unfog.requests import EditRequest, EvaluateRequest, GenerateRequest, TrainRequest
+from unfog.requests import EvaluateRequest, GenerateRequest, TrainRequest
 from unfog.training import run_recipe
 from unfog.training.presets import PRESETS
 

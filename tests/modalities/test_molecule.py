@@ -362,8 +362,8 @@ def test_an_edit_may_grow_on_what_it_keeps(items, space, tmp_path):
 
     from unfog.diffusion import Gaussian, Preconditioned, make_grid, make_plan, schedule_from_config
     from unfog.editing import edit
+    from unfog.edits import EditRequest
     from unfog.modalities.contract import without
-    from unfog.requests import EditRequest
 
     wide = MoleculeSpace.of({**space.card(), "atoms": 9, "sizes": [0] * 9 + [1]})
     process = Gaussian(schedule_from_config({"name": "cosine"}))

@@ -1,14 +1,17 @@
-"""`unfog edit`: a picture, a sound, whatever a model makes, changed: parts of it kept, or all made anew from some noise on."""
+"""`unfog edit`: a picture, a sound, whatever a model makes, changed: parts of it kept, reworded, varied, led towards another."""
 
 from __future__ import annotations
 
 import json as json_
+import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from unfog.cli.options import Count, Flag, Real, Whole
-from unfog.errors import UserError
 
 
 def edit(
@@ -16,8 +19,17 @@ def edit(
     prompt: str = "",
     /,
     *,
+    mask: str | None = None,
     keep: str | None = None,
     strength: Real | None = None,
+    canvas: str | None = None,
+    tile: Flag = False,
+    original: Annotated[str | None, Parameter(name="--from")] = None,
+    variations: Real | None = None,
+    towards: Path | None = None,
+    towards_prompt: str | None = None,
+    towards_seed: Whole | None = None,
+    frames: Whole | None = None,
     model: str = "emoji-64",
     style: str | None = None,
     negative: str | None = None,
@@ -26,6 +38,7 @@ def edit(
     steps: Whole | None = None,
     scale: Real | None = None,
     sampler: str | None = None,
+    literal: Flag = False,
     out: Path = Path("out"),
     json: Flag = False,
 ) -> None:
@@ -33,20 +46,44 @@ def edit(
 
     Try:
       unfog edit cat.png "a dog" --strength 0.5
-      unfog edit cat.png "a cat with a hat" --keep mask.png
+      unfog edit cat.png "a cat with a hat" --mask mask.png
+      unfog edit cat.png "a cat in a garden" --canvas 32,0,32,0
+      unfog edit wall.png "a brick wall" --strength 0.7 --tile
+      unfog edit apple.png "a green apple" --from "a red apple"
+      unfog edit cat.png --variations 0.3 -n 4
+      unfog edit cat.png "a cat" --towards dog.png --towards-prompt "a dog" --frames 7
       unfog edit point.csv ring --model my-points --keep x
 
     Parameters
     ----------
     item
-        The file to change, of the size that the model makes.
+        The file to change. Pictures may have any size; others the one that the model makes.
     prompt
         What it is to be; without it, anything.
+    mask
+        For pictures: a picture of the same size, white where it may change. All else stays, to the bit.
     keep
-        What stays as it is, to the bit, in the kind's own words: for pictures a picture of the same size, white where it may
-        change; for sound the seconds 0-0.4,0.8-1; see the kind's page.
+        What stays as it is, to the bit, in the kind's own words: for pictures the same as mask; for sound the seconds
+        0-0.4,0.8-1; see the kind's page.
     strength
-        How far back into noise, above 0 to 1: little changes little. Without it, 1 with --keep, 0.6 without.
+        How far back into noise, above 0 to 1: little changes little. Without it, 1 with --mask, --keep or --canvas, 0.8 with
+        --from, else 0.6.
+    canvas
+        Pixels to add as left,top,right,bottom: the picture stays, what is around it is drawn.
+    tile
+        Make a picture whose edges meet when it is laid beside itself.
+    original
+        What the item is now: only what the prompt says otherwise is changed.
+    variations
+        Items like this one, from 0 (itself) to 1 (another).
+    towards
+        Another file of the kind: frames from the one to the other.
+    towards_prompt
+        Frames to what this prompt says; with --towards, what the other file is.
+    towards_seed
+        Frames to the noise of this seed.
+    frames
+        How many, both ends included; without it, 7.
     model
         The name of a shipped model or a model folder.
     style
@@ -63,6 +100,8 @@ def edit(
         How closely to follow the prompt; 1 = no guidance.
     sampler
         How to step.
+    literal
+        Take prompts as plain text, whatever brackets and colons they hold.
     out
         The folder for the results.
     json
@@ -72,23 +111,26 @@ def edit(
     from unfog.cli import output
     from unfog.cli.progress import watch
     from unfog.editing import edit as edited
-    from unfog.requests import EditRequest, check
+    from unfog.editing import open_item
+    from unfog.edits import EditRequest
+    from unfog.requests import check
 
-    fields: dict[str, Any] = {"item": item, "prompt": prompt, "keep": keep, "strength": strength, "style": style, "n": n,
-                              "negative": negative, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}  # fmt: skip
+    fields: dict[str, Any] = {"item": item, "prompt": prompt, "mask": mask, "keep": keep, "strength": strength, "canvas": canvas,
+                              "tile": tile, "original": original, "variations": variations, "towards": towards,
+                              "towards_prompt": towards_prompt, "towards_seed": towards_seed, "frames": frames, "style": style,
+                              "n": n, "negative": negative, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler,
+                              "literal": literal}  # fmt: skip
     request = check(EditRequest, fields).settled()
     output.check_folder(out)
     loaded = unfog.load(model)
-    try:
-        data = item.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{item}: cannot be read ({error.strerror or error}); give a file of the kind {loaded.kind.name}"
-        ) from None
-    raw, _ = loaded.kind.from_bytes(data, str(item))
+    raw = open_item(loaded, item)
     with closing(edited(loaded, raw, request)) as events:
-        for result in watch(events, f"{n} of {item.name}"):
-            named = result if result.prompt else type(result)(**{**vars(result), "prompt": item.stem})
-            path = output.keep(named, out, loaded.kind)
-            line = {"path": str(path), "seed": result.seed, "prompt": result.prompt}
+        for result in watch(events, f"{request.frames or n} of {item.name}"):
+            if result.index == 0 and "resized" in result.recipe:
+                print(f"{item}: {result.recipe['resized']}", file=sys.stderr)
+            name = result.prompt or item.stem
+            if request.leads:
+                name = f"{name[:48]} {result.index + 1:03}"
+            path = output.keep(replace(result, prompt=name), out, loaded.kind)
+            line = {"path": str(path), "seed": result.seed, "prompt": name}
             print(json_.dumps({**line, "milliseconds": round(result.milliseconds, 1)}) if json else path, flush=True)

@@ -39,6 +39,7 @@ def generate(
     batch: Whole | None = None,
     strict: Flag = False,
     shard: str | None = None,
+    literal: Flag = False,
     model: str | None = None,
     adapter: Annotated[list[str] | None, Parameter(negative="")] = None,
     any_base: Flag = False,
@@ -65,6 +66,7 @@ def generate(
       unfog generate --like out/a-red-apple-7.png
       unfog generate "a sks cat in the rain" --adapter my-cat:0.8
       unfog generate "a red heart" -n 8 --novel resample
+      unfog generate "a (red:1.5) apple" "[a cat:a dog:0.4]" "fire::2 ice::1"
 
     Parameters
     ----------
@@ -97,6 +99,8 @@ def generate(
     shard
         i/N makes the i-th of N equal shares of the job only (--seed is needed): the same names and bytes as
         in the whole job, each in one share, so that N machines can work on it.
+    literal
+        Take prompts as plain text, whatever brackets and colons they hold (docs/prompts.md).
     model
         The name of a shipped model (see `unfog models`) or a model folder; without it, emoji-64.
     adapter
@@ -126,7 +130,7 @@ def generate(
 
     settings: dict[str, Any] = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
     settings |= {"aspect": aspect, "negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
-    settings |= {"novel": novel, "against": against, "tries": tries}
+    settings |= {"literal": literal or None, "novel": novel, "against": against, "tries": tries}
     given = {key: value for key, value in settings.items() if value is not None}
     early = None
     if not prompts and like is None and model is not None:

@@ -56,7 +56,11 @@ class Items:
 
 
 class Space(Protocol):
-    """Model space as one data set set it (means, classes, sizes). A model's card carries `card()`, `Modality.space` reads it."""
+    """Model space as one data set set it (means, classes, sizes). A model's card carries `card()`, `Modality.space` reads it.
+
+    One with `reads = True` takes prompts in the language of `unfog.prompts`: its `ask` understands fragments with weights, and
+    its `fits(text)` says whether a text is short enough. To all others a prompt is text, or words of their own.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,6 +115,22 @@ class Measured:
     note: str = ""
 
 
+class Placed(Protocol):
+    """An item that a model cannot take as it is, where it can: `raw` to encode, `kept` (True where it stays, in raw's places),
+    `frame` (what the model makes at once: raw's first axes, or less than they are), `padded` (raw holds more than the item), and
+    a `note` for a person."""
+
+    raw: Any
+    kept: NDArray[np.bool_] | None
+    frame: tuple[int, int]
+    padded: bool
+    note: str
+
+    def back(self, made: Any) -> Any:
+        """The item at its own size, with exactly what stays of it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Modality:
     """A kind of data. Heavy packages are imported inside the functions that need them.
@@ -125,6 +145,7 @@ class Modality:
     where there is no recipe; raises UserError naming the file.
     keep(space, raw, spec): of `--keep SPEC`: True in model space (*shape) where an item is to stay as it is.
     paste(space, made, raw, spec): `made` with exactly what `raw` holds where it was to stay.
+    place(space, raw, spec, canvas): items of any size (spec: of keep; canvas: what is added on the left, above, right, below).
     project(x, cond): onto what items can be (padding 0, centre of mass 0, ...): around the network, and on what it learns.
     align(x0, known, kept): x0 moved to where its kept part is known, where a model does not know where an item lies.
     grows: where part of an item is kept, a prompt may ask for more places (cond["mask"]) than the item has.
@@ -145,6 +166,7 @@ class Modality:
     networks: Mapping[str, Callable[..., nn.Module]] = field(default_factory=dict)
     keep: Callable[[Any, Any, str], NDArray[np.bool_]] | None = None
     paste: Callable[[Any, Any, Any, str], Any] | None = None
+    place: Callable[[Any, Any, str | None, tuple[int, int, int, int] | None], Placed] | None = None
     project: Callable[[Tensor, Cond | None], Tensor] | None = None
     align: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     grows: bool = False

@@ -8,13 +8,18 @@ in use alike. Source: Wang et al. 2020, arXiv:2002.10957; sentence-transformers/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unfog.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 WIDTH, HEADS, LAYERS, EPS = 384, 12, 6, 1e-12
 TOKENS = 32
@@ -32,7 +37,7 @@ class TextEncoder:
     def __init__(self, weights: dict[str, Tensor], vocabulary: bytes) -> None:
         from tokenizers import Tokenizer
 
-        self.tokenizer = Tokenizer.from_buffer(vocabulary)
+        self.tokenizer, self.vocabulary = Tokenizer.from_buffer(vocabulary), vocabulary
         self.tokenizer.enable_truncation(TOKENS)
         self.tokenizer.enable_padding(length=TOKENS)
         self.words, self.word_scale = weights["words"], weights["words.scale"]
@@ -41,6 +46,16 @@ class TextEncoder:
             for k, v in weights.items()
             if not k.endswith(".scale") and k != "words"
         }
+
+    @cached_property
+    def whole(self) -> Tokenizer:
+        """The tokenizer without a limit and without padding: of a text of any length, all tokens."""
+        from tokenizers import Tokenizer
+
+        found = Tokenizer.from_buffer(self.vocabulary)
+        found.no_truncation()
+        found.no_padding()
+        return found
 
     @classmethod
     def load(cls, folder: Path | None = None) -> TextEncoder:

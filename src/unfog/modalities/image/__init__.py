@@ -16,6 +16,7 @@ from unfog.modalities.contract import Items, Modality, Options
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from unfog.modalities.image.place import Placed
     from unfog.modalities.image.space import PictureSpace
 
 
@@ -83,26 +84,23 @@ def _from_bytes(data: bytes, name: str) -> tuple[NDArray[np.uint8], dict[str, An
 
 def _keep(space: PictureSpace, raw: NDArray[np.uint8], spec: str) -> NDArray[np.bool_]:
     """spec: a picture of the same size, white where the picture may change."""
-    stays = _stays(raw, spec)
-    return np.broadcast_to(stays, (4, *stays.shape)).copy()
+    from unfog.modalities.image.place import stays
 
-
-def _stays(raw: NDArray[np.uint8], spec: str) -> NDArray[np.bool_]:
-    from PIL import Image
-
-    try:
-        with Image.open(spec) as opened:
-            mask = np.asarray(opened.convert("L"))
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a readable picture"
-        raise UserError(f"{spec}: cannot be read ({reason}); give a picture, white where it may change") from None
-    if mask.shape != raw.shape[:2]:
-        raise UserError(f"{spec}: is {mask.shape[1]}x{mask.shape[0]}, the picture {raw.shape[1]}x{raw.shape[0]}; make them alike")
-    return mask < 128
+    held = stays(raw, spec)
+    return np.broadcast_to(held, (4, *held.shape)).copy()
 
 
 def _paste(space: PictureSpace, made: NDArray[np.uint8], raw: NDArray[np.uint8], spec: str) -> NDArray[np.uint8]:
-    return np.where(_stays(raw, spec)[..., None], raw, made)
+    from unfog.modalities.image.place import stays
+
+    return np.where(stays(raw, spec)[..., None], raw, made)
+
+
+def _place(space: PictureSpace, raw: Any, spec: str | None, canvas: tuple[int, int, int, int] | None) -> Placed:
+    from unfog.modalities.image.place import Placed
+
+    # a picture as `Model.generate` gives it is one too
+    return Placed(space, raw if isinstance(raw, np.ndarray) else np.asarray(raw.convert("RGBA")), spec, canvas)
 
 
 MODALITY = Modality(
@@ -120,4 +118,5 @@ MODALITY = Modality(
     options=PictureOptions,
     keep=_keep,
     paste=_paste,
+    place=_place,
 )

@@ -14,8 +14,8 @@ from torch import Tensor
 from unfog.errors import UserError, unknown
 from unfog.modalities.contract import Cond
 from unfog.modalities.image.codec import RGBACodec
+from unfog.networks.said import Said, fits, states
 from unfog.networks.text import TextEncoder
-from unfog.networks.words import encode
 
 ASPECT_NEAR = 1.15  # an aspect that is off by more than this factor is another
 
@@ -35,6 +35,8 @@ def buckets_of(card: dict[str, Any]) -> list[tuple[int, int]]:
 class PictureSpace:
     """size: pixels a side in training; buckets: every frame (width, height); styles: classes apart from the prompt; words:
     vectors of learned words, by their names."""
+
+    reads = True  # prompts are the language of unfog.prompts
 
     def __init__(self, card: dict[str, Any]) -> None:
         self.size: int = card["size"]
@@ -77,16 +79,24 @@ class PictureSpace:
         """x0 of straight RGBA pictures (H, W, 4) uint8 of one frame."""
         return self.codec.encode(np.stack(list(raw))), {}
 
-    def ask(self, prompts: Sequence[str | None], seeds: Sequence[int], styles: Sequence[str | None] | None = None) -> Cond:
-        """Text states and style numbers; a style of None is the learnt "any style"."""
+    @property
+    def encoder(self) -> TextEncoder:
         if self._encoder is None:
             self._encoder = TextEncoder.load()
+        return self._encoder
+
+    def fits(self, text: str) -> bool:
+        """Whether the text encoder reads it in one piece."""
+        return fits(self.encoder, text, self.words)
+
+    def ask(self, prompts: Sequence[Said | None], seeds: Sequence[int], styles: Sequence[str | None] | None = None) -> Cond:
+        """Text states and style numbers; a style of None is the learnt "any style". Text is taken as it stands."""
         named = [None] * len(prompts) if styles is None else list(styles)
         for style in named:
             if style is not None and style not in self.styles:
                 raise unknown("style", style, self.styles)
-        states, mask = encode(self._encoder, [p or "" for p in prompts], self.words)
-        cond = {"text": states, "text_mask": mask}
+        found, mask = states(self.encoder, [p or "" for p in prompts], self.words)
+        cond = {"text": found, "text_mask": mask}
         if self.styles:
             cond["class"] = torch.tensor([len(self.styles) if s is None else self.styles.index(s) for s in named])
         return cond
