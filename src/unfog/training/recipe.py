@@ -151,6 +151,11 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises UserError naming the file and the field.
     """
+    return checked(fields_of(path), str(path))
+
+
+def fields_of(path: Path) -> Any:
+    """What such a file says, unchecked. Raises UserError naming the file where nothing can be read of it."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -163,7 +168,7 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{path}: not a recipe ({str(error).splitlines()[0]}); see recipes/ for examples") from None
     if isinstance(fields, dict) and isinstance(fields.get("recipe"), dict):  # of a run's run.json
         fields = fields["recipe"]
-    return checked(fields, str(path))
+    return fields
 
 
 def checked(fields: Any, where: str) -> Recipe:

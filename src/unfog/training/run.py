@@ -28,6 +28,7 @@ from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
 from unfog.requests import EstimateRequest, TrainRequest
 from unfog.training import began
+from unfog.training.autoencoder import is_autoencoder, train_autoencoder
 from unfog.training.budget import Budget, recorded
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus
@@ -189,6 +190,8 @@ def run_recipe(request: TrainRequest) -> Path:
     check_trackers(request.track)
     if request.resume and (request.source / ABOUT).is_file():  # a run's own folder says all
         request = request.model_copy(update={"source": request.source / ABOUT, "out": request.source})
+    if is_autoencoder(request.source):
+        return train_autoencoder(request)
     recipe, data, model = settle(request)
     if saved_steps(request.out) and not request.resume:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
