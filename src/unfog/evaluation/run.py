@@ -30,6 +30,7 @@ from unfog.evaluation.samples import SIDE, Asked, PictureModel, Samples, caption
 from unfog.evaluation.statistics import Estimate, differ, difference_interval
 from unfog.modalities import modality
 from unfog.modalities.contract import Modality
+from unfog.modalities.image.codec import RGBACodec
 
 if TYPE_CHECKING:
     from unfog.evaluation.memorisation import Memorisation
@@ -238,7 +239,7 @@ def measure(
     remembered, memorised, warning = copied(samples, data, concepts, seed, model)
     rows += remembered
     warnings += [warning] if warning else []
-    if model is not None and bits:
+    if model is not None and bits and isinstance(model.codec, RGBACodec):  # of latents the bound says nothing of pictures
         found, each = likelihood(model, data, bits, seed)
         rows += found
         values[found[0].name, found[0].of] = (each, [str(i) for i in range(len(each))])

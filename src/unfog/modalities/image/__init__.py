@@ -84,7 +84,10 @@ def _from_bytes(data: bytes, name: str) -> tuple[NDArray[np.uint8], dict[str, An
 def _keep(space: PictureSpace, raw: NDArray[np.uint8], spec: str) -> NDArray[np.bool_]:
     """spec: a picture of the same size, white where the picture may change."""
     stays = _stays(raw, spec)
-    return np.broadcast_to(stays, (4, *stays.shape)).copy()
+    channels, height, width = space.codec.shape(stays.shape[1], stays.shape[0])
+    # a latent stays where all of its cell does; what of a changed cell was to stay is put back by `_paste`
+    cells = stays.reshape(height, len(stays) // height, width, stays.shape[1] // width).all((1, 3))
+    return np.broadcast_to(cells, (channels, height, width)).copy()
 
 
 def _stays(raw: NDArray[np.uint8], spec: str) -> NDArray[np.bool_]:

@@ -50,6 +50,11 @@ class RGBACodec:
         x0 = x0.detach().float()
         return straight(x0 * self._column(self.std, x0) + self._column(self.mean, x0))
 
+    @property
+    def channels(self) -> int:
+        """Of an x0."""
+        return 4
+
     def shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Of an x0 of pictures so wide and high."""
         return 4, height, width

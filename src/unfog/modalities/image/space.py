@@ -80,7 +80,7 @@ class PictureSpace:
         return {"size": self.size, "codec": self.codec.card(), "text": "minilm-l6", "styles": self.styles, **frames}
 
     def network(self) -> dict[str, Any]:
-        return {"channels": self.shape[0], "classes": len(self.styles)}
+        return {"channels": self.codec.channels, "classes": len(self.styles)}
 
     def encode(self, raw: Sequence[np.ndarray], rngs: Sequence[np.random.Generator] | None = None) -> tuple[Tensor, Cond]:
         """x0 of straight RGBA pictures (H, W, 4) uint8 of one frame."""
