@@ -50,8 +50,20 @@ def recipe(tmp_path, pictures, autoencoder):
         (folder / f"{i:02}.txt").write_text(f"thing number {i}\n", encoding="utf-8")
 
     def write(**changes):
-        fields = {"name": "latents", "data": str(folder), "size": 32, "autoencoder": str(autoencoder), "settings": UNET,
-                  "batch": 4, "steps": 4, "report_steps": 4, "decay": 0, "warm_up": 1, "recolour": 0.0, "snapshots": 0}  # fmt: skip
+        fields = {
+            "name": "latents",
+            "data": str(folder),
+            "size": 32,
+            "autoencoder": str(autoencoder),
+            "settings": UNET,
+            "batch": 4,
+            "steps": 4,
+            "report_steps": 4,
+            "decay": 0,
+            "warm_up": 1,
+            "recolour": 0.0,
+            "snapshots": 0,
+        }
         path = tmp_path / "recipe.json"
         path.write_text(json.dumps({**fields, **changes}))
         return path

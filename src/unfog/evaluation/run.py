@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfog.errors import UserError
+from unfog.evaluation.autoencoders import evaluate_autoencoder, place_of
 from unfog.evaluation.bits import likelihood
 from unfog.evaluation.cache import features_of
 from unfog.evaluation.conditions import concepts_of, conditions
@@ -74,8 +75,13 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     if request.n < LEAST and not request.force:
         raise UserError(few(request.n))
     asked = Asked(request.n, request.seed, request.batch, request.sampler, request.steps, request.scale)
-    kind = _kind(request)
-    if kind.name != "image":
+    coded = [name for name in request.models if place_of(name)]
+    if coded and len(coded) < len(request.models):
+        raise UserError(f"{coded[0]}: is an autoencoder, which is compared with autoencoders alone; leave the others out")
+    kind = modality("image") if coded else _kind(request)
+    if coded:
+        found = [_autoencoder(name, request) for name in coded]
+    elif kind.name != "image":
         found = _items(kind, request, asked)
     else:
         against = request.against or "emoji-64"
@@ -92,6 +98,11 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
         except OSError as error:
             raise UserError(f"out: {request.out} cannot be written ({error.strerror or error}); choose another place") from None
     return evaluation
+
+
+def _autoencoder(name: str, request: EvaluateRequest) -> Found:
+    report, made, real, styles = evaluate_autoencoder(name, request)
+    return Found(report, {}, "", pictures=made, captions=styles, real=real)
 
 
 def _is_model(name: str) -> bool:

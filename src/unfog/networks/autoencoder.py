@@ -12,6 +12,7 @@ untiled one, to rounding. Both ways have a straight linear path beside the block
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +127,8 @@ class Autoencoder(nn.Module):
         mean = patches.double().mean(0)
         values, axes = torch.linalg.eigh((patches.double() - mean).T @ (patches.double() - mean) / len(patches))
         axes, scale = axes[:, -self.latent :].flip(1), values[-self.latent :].flip(0).clamp(min=1e-6).sqrt()
-        into, back = self.encoder.straight["head"], self.decoder.straight["head"]
+        into: Any = self.encoder.straight["head"]
+        back: Any = self.decoder.straight["head"]
         with torch.no_grad():
             into.weight.copy_((axes / scale).T)
             into.bias.copy_(-(axes / scale).T @ mean)
