@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unfog.files import write_atomic, write_folder
+from unfog.files import sha256, write_atomic, write_folder
 from unfog.modalities.image.latent import CARD, WEIGHTS, LatentCodec, read_autoencoder
 from unfog.training.picture_corpus import PictureCorpus
 
@@ -35,7 +35,12 @@ def kept_autoencoder(named: str, out: Path, leads: bool) -> LatentCodec:
     codec, _ = read_autoencoder(Path(named))
     if leads:
         place = next(p for p in (Path(named), Path(named) / "model") if (p / CARD).is_file())
-        write_folder(own, lambda temporary: [shutil.copy(place / name, temporary / name) for name in (CARD, WEIGHTS)] and None)
+
+        def write(temporary: Path) -> None:
+            for name in (CARD, WEIGHTS):
+                shutil.copy(place / name, temporary / name)
+
+        write_folder(own, write)
     return codec
 
 
@@ -69,14 +74,14 @@ def _made(pictures: Tensor, codec: LatentCodec) -> Tensor:
 def _key(corpus: PictureCorpus, codec: LatentCodec) -> str:
     digest = hashlib.sha256(json.dumps(codec.card()).encode())
     for name in sorted(codec.weights):
-        digest.update(codec.weights[name].contiguous().numpy())
+        digest.update(codec.weights[name].contiguous().numpy().tobytes())
     for at in range(0, len(corpus.pictures), CHUNK):
-        digest.update(corpus.pictures[at : at + CHUNK].contiguous().numpy())
+        digest.update(corpus.pictures[at : at + CHUNK].contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def _digest(latents: Tensor) -> str:
-    return hashlib.sha256(latents.contiguous().numpy()).hexdigest()
+    return sha256(latents.contiguous().numpy().tobytes())
 
 
 def _keep(path: Path, latents: Tensor) -> None:

@@ -130,9 +130,9 @@ class Recipe(LoopSettings, Tuning, Pictures):
             lookup(NETWORKS, self.network, "network")
             if self.options:
                 raise ValueError("options: pictures have none; leave them out")
-            for field in ("augment", "buckets"):
-                if self.autoencoder and getattr(self, field):
-                    raise ValueError(f"{field} is for pixels, latents are made once before; leave {field} out, or autoencoder")
+            for own in ("augment", "buckets"):
+                if self.autoencoder and getattr(self, own):
+                    raise ValueError(f"{own} is for pixels, latents are made once before; leave {own} out, or autoencoder")
             return self
         kind = modality(self.kind)
         lookup({**NETWORKS, **kind.networks}, self.network, "network")
