@@ -68,3 +68,13 @@ def test_it_begins_as_the_principal_axes():
         mean, spread = network.encode(x)
     assert 0.7 < float(mean.std()) < 1.3
     assert torch.allclose(spread, torch.full_like(spread, FIRST))
+
+
+@pytest.mark.parametrize("factor, latent", [(2, 8), (4, 40), (8, 100)])
+def test_the_preview_begins_as_the_picture_made_small(factor, latent):
+    torch.manual_seed(0)
+    network = Autoencoder(factor=factor, latent=latent, width=8, encoder=1, decoder=1, fine=0).requires_grad_(False)
+    network.begin(torch.rand(2000, 4 * factor**2))
+    z = torch.randn(2, latent, 6, 5)
+    small = network.preview(z)
+    assert torch.allclose(small, torch.nn.functional.avg_pool2d(network.decode(z), factor // max(factor // 4, 1)), atol=1e-5)

@@ -123,7 +123,7 @@ class Autoencoder(nn.Module):
         self.reach = {"encode": 2 + 2 * encoder, "decode": 2 + 2 * decoder + fine + (1 if fine else 0)}
 
     def begin(self, patches: Tensor) -> None:
-        """First values of the straight paths: the principal axes of patches (N, channels · factor²), about their mean."""
+        """First values of the straight paths and the preview: the principal axes of patches (N, channels · factor²)."""
         mean = patches.double().mean(0)
         values, axes = torch.linalg.eigh((patches.double() - mean).T @ (patches.double() - mean) / len(patches))
         axes, scale = axes[:, -self.latent :].flip(1), values[-self.latent :].flip(0).clamp(min=1e-6).sqrt()
@@ -134,6 +134,12 @@ class Autoencoder(nn.Module):
             into.bias.copy_(-(axes / scale).T @ mean)
             back.weight.copy_(axes * scale)
             back.bias.copy_(mean)
+            # of the preview: the means of that over the pixels that become one
+            left = self.factor // self.preview.grows
+            rows = torch.arange(len(mean)).reshape(-1, self.preview.grows, left, self.preview.grows, left).transpose(2, 3)
+            rows = rows.reshape(-1, left * left)
+            self.preview.head.weight.copy_(back.weight[rows].mean(1))
+            self.preview.head.bias.copy_(back.bias[rows].mean(1))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """-> mean and logarithm of the variance of the latents."""
