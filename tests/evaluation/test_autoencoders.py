@@ -9,7 +9,7 @@ from PIL import Image
 
 from unfog.errors import UserError
 from unfog.evaluation import evaluate
-from unfog.evaluation.autoencoders import FLOOR
+from unfog.evaluation.autoencoders import FLOOR, OTHER, OWN
 from unfog.modalities.image.latent import LatentCodec, write_autoencoder
 from unfog.networks.autoencoder import Autoencoder
 from unfog.requests import EvaluateRequest
@@ -63,9 +63,10 @@ def test_what_is_kept_and_what_is_lost(tmp_path, written, data):
     parts = [whole.find("PSNR", style).figure for style in ("flat", "round")]
     together = sum(part.value * part.n for part in parts) / 30
     assert together == pytest.approx(whole.find("PSNR", "all").figure.value, abs=1e-6)
-    near, far = (report.find("FD-pixels") for report in (whole, lossy))
+    near, far = (report.find("FD-pixels", OTHER) for report in (whole, lossy))
     assert near.figure.value == pytest.approx(near.against(FLOOR).value, rel=0.05)
     assert far.figure.value > 1.2 * far.against(FLOOR).value and "times the noise floor" in far.note
+    assert whole.find("FD-pixels", OWN).figure.value < 1e-3 < 0.1 < lossy.find("FD-pixels", OWN).figure.value
     assert (tmp_path / "report.html").stat().st_size > 5_000
 
 

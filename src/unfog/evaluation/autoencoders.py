@@ -1,7 +1,8 @@
 """How well an autoencoder gives pictures back: `unfog evaluate` of its folder, on pictures that it was not trained on.
 
-PSNR and SSIM a style; and a Fréchet distance: that of the reconstructions to other real pictures, beside that of the originals
-themselves to the same ones (the noise floor). What the first has more than the second is the autoencoder's doing.
+PSNR and SSIM a style; and Fréchet distances: of the reconstructions to their own originals, and to other real pictures, beside
+that of the originals to the same ones (the noise floor). What the second has more than the floor is the autoencoder's doing; of few
+pictures it is mostly chance, and only the first tells.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from unfog.errors import UserError
 from unfog.evaluation.cache import features_of
+from unfog.evaluation.distances import Moments, frechet
 from unfog.evaluation.estimates import frechet_estimate
 from unfog.evaluation.fidelity import FLOOR_GROUPS, few
 from unfog.evaluation.readers import Reader, reader
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from unfog.modalities.image.latent import LatentCodec
     from unfog.requests import EvaluateRequest
 
-FLOOR = "the originals themselves"
+FLOOR = "the originals, to other pictures"
+OWN, OTHER = "reconstructions, to their originals", "reconstructions, to other pictures"
 LEAST = 8  # pictures of a style below which it has no row
 REFERENCE = 4_000  # other real pictures, drawn by a fixed seed where there are more
 
@@ -75,7 +78,7 @@ def evaluate_autoencoder(name: str, request: EvaluateRequest) -> tuple[Report, N
     codec.preview(x0)
     cost = {"encode": encoded - seconds, "decode": decoded - encoded, "preview": time.perf_counter() - decoded}
     styles = [data.records[row].style for row in rows]
-    found = [*_likeness(pictures, made, styles), _distance(reader(request.reader), pictures, made, data, others, side)]
+    found = [*_likeness(pictures, made, styles), *_distances(reader(request.reader), pictures, made, data, others, side)]
     found += [Measure(group="cost", name=f"time to {what} a picture", of=f"{side}x{side}", unit="s", better="lower",
                       figure=Figure(value=spent / len(rows), n=len(rows))) for what, spent in cost.items()]  # fmt: skip
     size = sum(path.stat().st_size for path in place.iterdir() if path.is_file()) / 1e6
@@ -107,20 +110,28 @@ def _likeness(pictures: NDArray[np.uint8], made: NDArray[np.uint8], styles: list
     return rows
 
 
-def _distance(read: Reader, pictures: NDArray[np.uint8], made: NDArray[np.uint8], data: PictureSet, others: list[int],
-              side: int) -> Measure:  # fmt: skip
-    """Without other pictures one half is held against the other."""
+def _distances(read: Reader, pictures: NDArray[np.uint8], made: NDArray[np.uint8], data: PictureSet, others: list[int],
+               side: int) -> list[Measure]:  # fmt: skip
+    """To their own originals (of the same pictures, so nothing of it is chance), and to other pictures as the originals are.
+
+    Without other pictures one half is held against the other.
+    """
     ours, theirs = features_of(read, made), features_of(read, pictures)
+    own = frechet(Moments.of(ours), Moments.of(theirs), force=True)
     if others:
-        reference, told = features_of(read, data, rows=others, size=side), f"to {len(others)} other real pictures"
+        reference, told = features_of(read, data, rows=others, size=side), f"{len(others)} other real pictures"
     else:
         half = len(ours) // 2
-        reference, ours, theirs, told = theirs[half:], ours[:half], theirs[:half], "one half to the originals of the other"
+        reference, ours, theirs, told = theirs[half:], ours[:half], theirs[:half], "originals of the other half"
     first, second = (frechet_estimate(reference, features, groups=FLOOR_GROUPS, force=True) for features in (ours, theirs))
-    times = first.corrected / second.corrected if second.corrected > 0 else float("nan")
-    beside, note = [Beside(name=FLOOR, figure=_figure(second))], f"{told}; {times:.2f} times the noise floor"
-    return Measure(group="fidelity", name=read.label, of="reconstructions", better="lower", figure=_figure(first), beside=beside,
-                   note=note)  # fmt: skip
+    floor = [Beside(name=FLOOR, figure=_figure(second))]
+
+    def row(of: str, figure: Figure) -> Measure:
+        times = figure.value / second.corrected if figure.value is not None and second.corrected > 0 else float("nan")
+        return Measure(group="fidelity", name=read.label, of=of, better="lower", figure=figure, beside=floor,
+                       note=f"{times:.3f} times the noise floor, the originals' own to {told}")  # fmt: skip
+
+    return [row(OWN, Figure(value=own, n=len(pictures))), row(OTHER, _figure(first))]
 
 
 def _figure(estimate: Estimate) -> Figure:
