@@ -1,8 +1,8 @@
 """How well an autoencoder gives pictures back: `unfog evaluate` of its folder, on pictures that it was not trained on.
 
 PSNR and SSIM a style; and Fréchet distances: of the reconstructions to their own originals, and to other real pictures, beside
-that of the originals to the same ones (the noise floor). What the second has more than the floor is the autoencoder's doing; of few
-pictures it is mostly chance, and only the first tells.
+that of the originals to the same ones (the noise floor). What the second has more than the floor is the autoencoder's doing; of
+few pictures it is mostly chance, and only the first tells.
 """
 
 from __future__ import annotations
