@@ -121,12 +121,17 @@ def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
     return load(read_checked(folder, name))
 
 
-def write_weights(folder: Path, weights: str, tensors: Mapping[str, Tensor], card: str, told: Mapping[str, Any]) -> None:
-    """Write a folder of a file `weights` (safetensors) and a JSON `card` that tells of them, whole or not at all."""
+def write_weights(folder: Path, weights: str, tensors: Mapping[str, Tensor], card: str, told: Mapping[str, Any],
+                  others: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:  # fmt: skip
+    """Write a folder of a file `weights` (safetensors) and a JSON `card` that tells of them, whole or not at all.
+
+    others: files of further weights, by their names.
+    """
     from safetensors.torch import save
 
     def write(temporary: Path) -> None:
-        write_atomic(temporary / weights, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        for file, held in {weights: tensors, **(others or {})}.items():
+            write_atomic(temporary / file, save({name: tensor.contiguous() for name, tensor in held.items()}))
         write_atomic(temporary / card, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
 
     write_folder(folder, write)

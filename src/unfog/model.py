@@ -27,6 +27,8 @@ from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atom
 from unfog.modalities import build_network, modality
 from unfog.modalities.contract import Cond, without
 from unfog.modalities.image.codec import RGBACodec
+from unfog.modalities.image.latent import WEIGHTS as AUTOENCODER
+from unfog.modalities.image.latent import LatentCodec
 from unfog.modalities.image.space import PictureSpace
 from unfog.precision import fastest
 from unfog.prompts import LANGUAGE, Prompt
@@ -70,7 +72,9 @@ def save_model(
         "licences": recipe.licences,
     }  # fmt: skip
     weights = {k: v.detach().cpu().half() for k, v in network.state_dict().items()}
-    write_weights(folder, WEIGHTS, weights, CARD, card)
+    codec = getattr(corpus, "codec", None)
+    others = {AUTOENCODER: codec.weights} if isinstance(codec, LatentCodec) else {}
+    write_weights(folder, WEIGHTS, weights, CARD, card, others)
 
 
 def _hash(folder: Path) -> str:
@@ -144,6 +148,8 @@ class Model:
         self.adapters = read_adapters(adapters, self.name, self.hash, any_base)
         if isinstance(self.space, PictureSpace):
             self.space.words = words(self.adapters)
+            if isinstance(self.space.codec, LatentCodec):
+                self.space.codec.take(load_weights(folder, AUTOENCODER), self.device, self.dtype)
         whole = changed(load_weights(folder, WEIGHTS), self.adapters)
         weights = {k: v.to(self.device, self.dtype) for k, v in whole.items()}
         try:
@@ -206,7 +212,7 @@ class Model:
         return self.pictures.buckets
 
     @property
-    def codec(self) -> RGBACodec:
+    def codec(self) -> RGBACodec | LatentCodec:
         return self.pictures.codec
 
     def frame(self, aspect: str | None = None) -> tuple[int, int]:
@@ -288,8 +294,7 @@ class Model:
         noise = Noise([seed for _, _, seed in items])
         shape = self.space.shape
         if settings.get("aspect") is not None:
-            width, height = self.frame(settings["aspect"])
-            shape = (4, height, width)
+            shape = self.codec.shape(*self.frame(settings["aspect"]))
         first = begin(plan, self.denoiser.process.prior(noise.normal(shape, 0), plan.start).to(self.device))
         yield first, said.cond
         for state in run(plan, said, first, noise):

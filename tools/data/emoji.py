@@ -79,13 +79,13 @@ def key_of(codepoints: str) -> str:
     return "-".join(p.zfill(4) for p in codepoints.lower().replace("_", "-").split("-") if p != "fe0f")
 
 
-def shrink(image: Image.Image) -> np.ndarray:
-    """Any RGBA picture to (64, 64, 4) uint8, resized with premultiplied colour so that edges keep theirs."""
+def shrink(image: Image.Image, size: int = SIZE) -> np.ndarray:
+    """Any RGBA picture to (size, size, 4) uint8, resized with premultiplied colour so that edges keep theirs."""
     rgba = np.asarray(image.convert("RGBA"), np.float32) / 255
     rgba[..., :3] *= rgba[..., 3:]
-    if rgba.shape[:2] != (SIZE, SIZE):
-        planes = [Image.fromarray(rgba[..., c]).resize((SIZE, SIZE), Image.Resampling.BOX
-                  if image.width % SIZE == 0 else Image.Resampling.LANCZOS) for c in range(4)]  # fmt: skip
+    if rgba.shape[:2] != (size, size):
+        planes = [Image.fromarray(rgba[..., c]).resize((size, size), Image.Resampling.BOX
+                  if image.width % size == 0 else Image.Resampling.LANCZOS) for c in range(4)]  # fmt: skip
         rgba = np.clip(np.stack([np.asarray(p) for p in planes], -1), 0, 1)
     alpha = rgba[..., 3:]
     colour = np.where(alpha > 0, rgba[..., :3] / np.maximum(alpha, 1 / 255), 0)
@@ -95,12 +95,12 @@ def shrink(image: Image.Image) -> np.ndarray:
     return out
 
 
-def from_svg(svg: str) -> np.ndarray:
+def from_svg(svg: str, size: int = SIZE, finer: int = 4) -> np.ndarray:
     import resvg_py
 
-    # 4x supersampling, then a box filter: sharper and more even than rendering thin strokes at 64 px
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=4 * SIZE, height=4 * SIZE)
-    return shrink(Image.open(io.BytesIO(bytes(png))))
+    # supersampling, then a box filter: sharper and more even than rendering thin strokes at 64 px
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=finer * size, height=finer * size)
+    return shrink(Image.open(io.BytesIO(bytes(png))), size)
 
 
 def read_styles(paths: dict[str, Path]) -> dict[str, dict[str, np.ndarray]]:

@@ -32,12 +32,13 @@ def evaluate(
       unfog evaluate my-model --against my-pictures/ -n 2000 --out report.html
       unfog evaluate my-model emoji-64 -n 500
       unfog evaluate pictures-made-elsewhere/ --against my-pictures/
+      unfog evaluate my-autoencoder --against my-pictures/ -n 1000
 
     Parameters
     ----------
     model
-        The name of a shipped model (see `unfog models`), a model folder, a folder or .zip of pictures that were made already, or
-        a .npy file of numbers.
+        The name of a shipped model (see `unfog models`), a model folder, a folder or .zip of pictures that were made already, a
+        .npy file of numbers, or an autoencoder's folder, which is measured on held-out pictures.
     others
         More of these, compared with the first; models are given the same prompts and seeds.
     against

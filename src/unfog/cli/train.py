@@ -50,7 +50,8 @@ def train(
     Parameters
     ----------
     source
-        A recipe file, or pictures: a folder, .zip or .tar (with metadata.jsonl or metadata.csv, or a .txt
+        A recipe file (of a model, or of an autoencoder: docs/latent.md), or
+        pictures: a folder, .zip or .tar (with metadata.jsonl or metadata.csv, or a .txt
         beside each picture, or one sub-folder a class), a folder of WebDataset's .tar shards, .parquet, a
         folder of Hugging Face's save_to_disk, .npy or .npz. With --resume, a run's own folder will do.
     out

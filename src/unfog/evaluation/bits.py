@@ -20,6 +20,7 @@ from unfog.diffusion import Noise
 from unfog.diffusion.discrete_bound import Decoder, Lattice, discrete_bound, fit_decoder
 from unfog.evaluation.report import Beside, Measure, mean
 from unfog.evaluation.samples import caption
+from unfog.modalities.image.codec import RGBACodec
 
 if TYPE_CHECKING:
     from unfog.modalities.image.data import PictureSet
@@ -81,6 +82,7 @@ def _row(of: str, bits: NDArray[np.float64], beside: list[Beside], note: str) ->
 
 
 def _lattice(model: Model) -> Lattice:
+    assert isinstance(model.codec, RGBACodec)
     mean_, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (model.codec.mean, model.codec.std))
     return Lattice(-mean_ / std, 1.0 / (255.0 * std), 256)
 

@@ -324,7 +324,7 @@ def examine(name: str, prediction: str | None = None, quick: bool = False) -> tu
         found = infer_prediction(network, process, data=own[0], cond=own[1], candidates=candidates, levels=levels)
     else:
         cond = model.condition([""] * SAMPLES, [None] * SAMPLES)
-        shape = (4, model.size, model.size)
+        shape = model.space.shape
         found = infer_prediction(network, process, shape=shape, cond=cond, candidates=candidates, levels=levels)
     if stated is not None:
         check_prediction(found, stated.name)
@@ -351,7 +351,7 @@ def _outputs(model: Model) -> list[tuple[str, str, str, bool]]:
     denoiser, schedule = model.denoiser, model.denoiser.process.schedule
     styles: list[str | None] = [*model.styles[:1]] or [None]
     cond = model.condition(["a red apple"], styles)
-    eps = Noise([1]).normal((4, model.size, model.size), 0)
+    eps = Noise([1]).normal(model.space.shape, 0)
     middle = float(schedule.time(0.0))
     base = denoiser.raw(eps, middle, cond)
     size = float(base.square().mean().sqrt())

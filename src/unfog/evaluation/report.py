@@ -26,7 +26,7 @@ GROUPS = {
     "likelihood": "Likelihood",
     "cost": "Cost",
 }
-Unit = Literal["", "%", "bits/dim", "nats", "s", "MB"]
+Unit = Literal["", "%", "bits/dim", "nats", "s", "MB", "dB"]
 
 
 class Figure(Part):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfog.errors import UserError
+from unfog.evaluation.autoencoders import evaluate_autoencoder, place_of
 from unfog.evaluation.bits import likelihood
 from unfog.evaluation.cache import features_of
 from unfog.evaluation.conditions import concepts_of, conditions
@@ -30,6 +31,7 @@ from unfog.evaluation.samples import SIDE, Asked, PictureModel, Samples, caption
 from unfog.evaluation.statistics import Estimate, differ, difference_interval
 from unfog.modalities import modality
 from unfog.modalities.contract import Modality
+from unfog.modalities.image.codec import RGBACodec
 
 if TYPE_CHECKING:
     from unfog.evaluation.memorisation import Memorisation
@@ -73,8 +75,13 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     if request.n < LEAST and not request.force:
         raise UserError(few(request.n))
     asked = Asked(request.n, request.seed, request.batch, request.sampler, request.steps, request.scale)
-    kind = _kind(request)
-    if kind.name != "image":
+    coded = [name for name in request.models if place_of(name)]
+    if coded and len(coded) < len(request.models):
+        raise UserError(f"{coded[0]}: is an autoencoder, which is compared with autoencoders alone; leave the others out")
+    kind = modality("image") if coded else _kind(request)
+    if coded:
+        found = [_autoencoder(name, request) for name in coded]
+    elif kind.name != "image":
         found = _items(kind, request, asked)
     else:
         against = request.against or "emoji-64"
@@ -91,6 +98,11 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
         except OSError as error:
             raise UserError(f"out: {request.out} cannot be written ({error.strerror or error}); choose another place") from None
     return evaluation
+
+
+def _autoencoder(name: str, request: EvaluateRequest) -> Found:
+    report, made, real, styles = evaluate_autoencoder(name, request)
+    return Found(report, {}, "", pictures=made, captions=styles, real=real)
 
 
 def _is_model(name: str) -> bool:
@@ -238,7 +250,7 @@ def measure(
     remembered, memorised, warning = copied(samples, data, concepts, seed, model)
     rows += remembered
     warnings += [warning] if warning else []
-    if model is not None and bits:
+    if model is not None and bits and isinstance(model.codec, RGBACodec):  # of latents the bound says nothing of pictures
         found, each = likelihood(model, data, bits, seed)
         rows += found
         values[found[0].name, found[0].of] = (each, [str(i) for i in range(len(each))])

@@ -19,6 +19,7 @@ from unfog.model import Model
 from unfog.networks.text import TOKENS, WIDTH, TextEncoder
 from unfog.training.corpus import Corpus
 from unfog.training.item_corpus import item_corpora
+from unfog.training.latents import latent_states
 from unfog.training.machine import Peak, resident
 from unfog.training.picture_corpus import build_corpus
 from unfog.training.recipe import Recipe
@@ -70,6 +71,7 @@ def _measure_pictures(data: PictureSet, recipe: Recipe, model: Model | None) -> 
     start = time.perf_counter()
     with Peak() as peak:
         corpus = build_corpus(few, recipe, **theirs)
+        latent_states(corpus, None)
     each = (time.perf_counter() - start) / corpus.plain
     count = len(trained) + len(held_out)
     rng = np.random.default_rng(0)

@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfog.evaluation.reconstruction import psnr
+from unfog.modalities.image.latent import LatentCodec
 from unfog.training.corpus import Corpus
 from unfog.training.gate_scene import Finding, Scene, error, warning
 from unfog.training.picture_corpus import PictureCorpus
 
 LOOKED_AT = 4096  # pictures that are hashed
 ENCODED = 256  # pictures that are encoded and decoded
+DECODED, LEAST_PSNR = 32, 25.0  # the same by an autoencoder, and dB below which it is another's
 EXACT, NEAR = 0.2, 0.5  # shares of copies from which on one is told
 FEW = 8  # items below which shares of them mean nothing
 BY_HEART = 2000  # times that a picture may be seen
@@ -69,6 +72,9 @@ def values(scene: Scene) -> Iterator[Finding]:
     """x0 finite, about zero mean and unit variance, and back to the same picture."""
     pictures = _several(scene)
     codec = of_pictures(scene.corpus).codec
+    if isinstance(codec, LatentCodec):
+        yield from _latents(pictures[:: max(len(pictures) // DECODED, 1)], codec)
+        return
     x0 = codec.encode(pictures)
     if not torch.isfinite(x0).all():
         yield error("finite", "data: encoded pictures hold NaN or infinity; mend the codec's mean and std")
@@ -103,6 +109,22 @@ def values(scene: Scene) -> Iterator[Finding]:
             "range",
             "codec: noise of unit deviation decodes to nothing but black, white or grey, so samples "
             "would too; mend its mean and std",
+        )
+
+
+def _latents(pictures: Tensor, codec: LatentCodec) -> Iterator[Finding]:
+    """Whether the autoencoder knows such pictures."""
+    x0 = codec.encode(pictures).cpu()
+    if not torch.isfinite(x0).all():
+        yield error("finite", "data: latents hold NaN or infinity; train the autoencoder again, with a lower lr")
+        return
+    decibels = float(psnr(pictures.numpy(), codec.decode(x0)).mean())
+    mean, std = float(x0.mean()), float(x0.std())
+    if decibels < LEAST_PSNR or not 0.5 < std < 2 or abs(mean) > 0.5:
+        yield warning(
+            "codec",
+            f"autoencoder: gives these pictures back at {decibels:.1f} dB, its latents have mean {mean:.2g} and deviation "
+            f"{std:.2g}, not 0 and 1; train one on such pictures (docs/latent.md)",
         )
 
 

@@ -15,6 +15,7 @@ from unfog.modalities.image.augment import NUMBERS, drawn, labels, moved
 from unfog.modalities.image.captions import captions
 from unfog.modalities.image.codec import RGBACodec
 from unfog.modalities.image.data import PictureSet
+from unfog.modalities.image.latent import LatentCodec, read_autoencoder
 from unfog.training.buckets import Frame, bucketed
 from unfog.training.corpus import Asked, Told
 from unfog.training.pictures import Decoded
@@ -41,19 +42,22 @@ class PictureCorpus:
     plain: int  # the first `plain` pictures are as found, the rest are recoloured
     captions: list[str]
     styles: list[str]
-    codec: RGBACodec
+    codec: RGBACodec | LatentCodec
     names: list[str]  # the file of each picture
     states: Tensor | None = None  # (captions, T, width) float16
     masks: Tensor | None = None  # (captions, T) bool
     frames: list[Frame] = field(default_factory=list)  # with buckets: (width, height) of each, and pictures are (N, pixels, 4)
     bucket: np.ndarray | None = None  # (N,) the frame of each picture
     mapped: bool = False  # pictures are in a file, and stay on the host
+    latents: Tensor | None = None  # (N, C, h, w) float16, where x0 are latents that were made once
 
     def to(self, device: str) -> PictureCorpus:
-        """Move pictures and text states to a device, so that no step waits for a copy."""
+        """Move pictures (or their latents) and text states to a device, so that no step waits for a copy."""
         assert self.states is not None and self.masks is not None
         self.states, self.masks = self.states.to(device), self.masks.to(device)
-        if not self.mapped:
+        if self.latents is not None:
+            self.latents = self.latents.to(device)
+        elif not self.mapped:
             self.pictures = self.pictures.to(device)
         return self
 
@@ -79,6 +83,8 @@ class PictureCorpus:
     def x0(self, chosen: np.ndarray, frame: int | None = None) -> Tensor:
         """These pictures in model space, where the text states are; with buckets all of one frame."""
         assert self.states is not None
+        if self.latents is not None:
+            return self.latents[torch.from_numpy(chosen).to(self.latents.device)].float()
         pictures = self.pictures[torch.from_numpy(chosen).to(self.pictures.device)].to(self.states.device)
         if self.bucket is not None:
             width, height = self.frames[self.bucket[chosen[0]] if frame is None else frame]
@@ -141,7 +147,8 @@ class PictureCorpus:
         label = np.tile(np.arange(columns), len(texts) // columns)  # a folder may have fewer pictures than rows
         numbers = self.texts[texts, 0]
         nothing = self.cond(np.zeros(1, int), np.array([len(self.styles)]))
-        asked = [Asked(places, self.cond(numbers[places], label[places]), nothing, (4, *self.shape(texts[places], recipe.size)))
+        asked = [Asked(places, self.cond(numbers[places], label[places]), nothing,
+                       self.codec.shape(*self.shape(texts[places], recipe.size)[::-1]))
                  for places in self.alike(texts)]  # fmt: skip
         return asked, [self.captions[n] for n in numbers]
 
@@ -176,13 +183,12 @@ class PictureCorpus:
     def network_settings(self, recipe: Recipe) -> dict[str, Any]:
         """What the network is built with for these classes."""
         told = {"augment": NUMBERS} if recipe.augment else {}
-        return {"channels": 4, "classes": len(self.styles), **told, **recipe.settings}
+        return {"channels": self.codec.channels, "classes": len(self.styles), **told, **recipe.settings}
 
     def card(self, recipe: Recipe) -> dict[str, Any]:
         """Size, codec, styles and frames, as `modalities/image` reads them."""
         frames = {"buckets": self.frames} if self.frames else {}
-        codec = {"name": "rgba", "mean": self.codec.mean, "std": self.codec.std}
-        return {"size": recipe.size, "codec": codec, "text": "minilm-l6", "styles": self.styles, **frames}
+        return {"size": recipe.size, "codec": self.codec.card(), "text": "minilm-l6", "styles": self.styles, **frames}
 
     def cond(self, text: np.ndarray, label: np.ndarray) -> dict[str, Tensor]:
         """Conditions for caption numbers (B,) and style numbers (B,)."""
@@ -204,7 +210,7 @@ def build_corpus(
     recipe: Recipe,
     split: str = "train",
     styles: list[str] | None = None,
-    codec: RGBACodec | None = None,
+    codec: RGBACodec | LatentCodec | None = None,
     out: Path | None = None,
     frames: list[Frame] | None = None,
 ) -> PictureCorpus:
@@ -235,7 +241,9 @@ def build_corpus(
     texts = np.array([[numbers.setdefault(c, len(numbers)) for c in row] for row in lines])
     pictures = found.finish()
     pixels = sum(found.frames[b][0] * found.frames[b][1] for b in bucket[:plain]) if recipe.buckets else None
-    codec = codec or RGBACodec.fit(pictures[:plain], pixels)
+    if codec is None:
+        latent = recipe.autoencoder is not None
+        codec = read_autoencoder(Path(str(recipe.autoencoder)))[0] if latent else RGBACodec.fit(pictures[:plain], pixels)
     return PictureCorpus(torch.from_numpy(pictures), np.array(labels), texts, plain, list(numbers), list(known), codec, names,
                   frames=found.frames, bucket=np.array(bucket) if recipe.buckets else None,
                   mapped=isinstance(pictures, np.memmap))  # fmt: skip

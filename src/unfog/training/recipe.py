@@ -95,6 +95,8 @@ class Pictures(BaseModel):
                                          "go to a file in the run's folder; None: a quarter of what is free")  # fmt: skip
     drop_style: float = Field(0.1, ge=0, le=1, description="share of items trained without style alone")
     recolour: float = Field(0.1, ge=0, le=1, description="share of items with a turned hue and a caption that says so")
+    autoencoder: str | None = Field(None, description="an autoencoder's folder, or that of the run that made it: its latents "
+                                    "are learned; None: pixels")  # fmt: skip
     augment: float = Field(0.0, ge=0, le=1, description="chance of each way of moving a training picture; the network is told, "
                            "so samples are not moved")  # fmt: skip
 
@@ -128,6 +130,9 @@ class Recipe(LoopSettings, Tuning, Pictures):
             lookup(NETWORKS, self.network, "network")
             if self.options:
                 raise ValueError("options: pictures have none; leave them out")
+            for own in ("augment", "buckets"):
+                if self.autoencoder and getattr(self, own):
+                    raise ValueError(f"{own} is for pixels, latents are made once before; leave {own} out, or autoencoder")
             return self
         kind = modality(self.kind)
         lookup({**NETWORKS, **kind.networks}, self.network, "network")
@@ -151,6 +156,11 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises UserError naming the file and the field.
     """
+    return checked(fields_of(path), str(path))
+
+
+def fields_of(path: Path) -> Any:
+    """What such a file says, unchecked. Raises UserError naming the file where nothing can be read of it."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -163,7 +173,7 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{path}: not a recipe ({str(error).splitlines()[0]}); see recipes/ for examples") from None
     if isinstance(fields, dict) and isinstance(fields.get("recipe"), dict):  # of a run's run.json
         fields = fields["recipe"]
-    return checked(fields, str(path))
+    return fields
 
 
 def checked(fields: Any, where: str) -> Recipe:

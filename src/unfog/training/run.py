@@ -28,6 +28,7 @@ from unfog.networks.text import TextEncoder
 from unfog.precision import fastest
 from unfog.requests import EstimateRequest, TrainRequest
 from unfog.training import began
+from unfog.training.autoencoder import is_autoencoder, train_autoencoder
 from unfog.training.budget import Budget, recorded
 from unfog.training.checkpoint import only_run, saved_steps
 from unfog.training.corpus import Corpus
@@ -35,6 +36,7 @@ from unfog.training.ema import PowerEMA
 from unfog.training.feed import Feed
 from unfog.training.gate import Scene, guard
 from unfog.training.item_corpus import item_corpora
+from unfog.training.latents import kept_autoencoder, latent_states
 from unfog.training.loop import fit
 from unfog.training.machine import start_clock
 from unfog.training.parallel import parallelise, sharded
@@ -189,6 +191,8 @@ def run_recipe(request: TrainRequest) -> Path:
     check_trackers(request.track)
     if request.resume and (request.source / ABOUT).is_file():  # a run's own folder says all
         request = request.model_copy(update={"source": request.source / ABOUT, "out": request.source})
+    if is_autoencoder(request.source):
+        return train_autoencoder(request)
     recipe, data, model = settle(request)
     if saved_steps(request.out) and not request.resume:
         raise UserError(f"{request.out}: already holds a run; add --resume to go on, or choose another --out")
@@ -243,6 +247,8 @@ def _of_pictures(
     if before and leads:
         began.tell_changes(data.path, before["files"], began.digests(data))
     styles, codec = began.of_pictures(before) if before else (model.styles, model.codec) if model else (None, None)
+    if recipe.autoencoder:
+        codec = model.codec if model else kept_autoencoder(recipe.autoencoder, out, leads)
     corpus = build_corpus(data, recipe, styles=styles, codec=codec, out=out)
     if leads and not before:
         codec_ = {"mean": corpus.codec.mean, "std": corpus.codec.std}
@@ -272,6 +278,7 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     for part in {id(c): c for c in (corpus, held)}.values():
         if isinstance(part, PictureCorpus) and encoder is not None:
             text_states(part, encoder, out)
+            latent_states(part, out)
         part.to(device)
     if peers.leads:
         peers.wait()

@@ -87,7 +87,10 @@ def _keep(space: PictureSpace, raw: NDArray[np.uint8], spec: str) -> NDArray[np.
     from unfog.modalities.image.place import stays
 
     held = stays(raw, spec)
-    return np.broadcast_to(held, (4, *held.shape)).copy()
+    channels, height, width = space.codec.shape(held.shape[1], held.shape[0])
+    # a latent stays where all of its cell does; what of a changed cell was to stay is put back by `_paste`
+    cells = held.reshape(height, len(held) // height, width, held.shape[1] // width).all((1, 3))
+    return np.broadcast_to(cells, (channels, height, width)).copy()
 
 
 def _paste(space: PictureSpace, made: NDArray[np.uint8], raw: NDArray[np.uint8], spec: str) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from unfog.errors import UserError, unknown
 from unfog.modalities.contract import Cond
 from unfog.modalities.image.codec import RGBACodec
+from unfog.modalities.image.latent import LatentCodec
 from unfog.networks.said import Said, fits, states
 from unfog.networks.text import TextEncoder
 
@@ -32,6 +33,16 @@ def buckets_of(card: dict[str, Any]) -> list[tuple[int, int]]:
     return sorted(found, key=lambda pair: (abs(math.log(pair[0] / pair[1])), pair))
 
 
+def codec_of(card: dict[str, Any]) -> RGBACodec | LatentCodec:
+    """The codec that a model's card names; one of latents has no weights yet. Raises UserError for one that is not known."""
+    name = card.get("name", "rgba")
+    if name == "latent":
+        return LatentCodec(card)
+    if name != "rgba":
+        raise UserError(f"codec {name!r} is not known to this unfog; update unfog")
+    return RGBACodec(tuple(card["mean"]), tuple(card["std"]))
+
+
 class PictureSpace:
     """size: pixels a side in training; buckets: every frame (width, height); styles: classes apart from the prompt; words:
     vectors of learned words, by their names."""
@@ -41,16 +52,15 @@ class PictureSpace:
     def __init__(self, card: dict[str, Any]) -> None:
         self.size: int = card["size"]
         self.styles: list[str] = card["styles"]
-        self.codec = RGBACodec(tuple(card["codec"]["mean"]), tuple(card["codec"]["std"]))
+        self.codec = codec_of(card["codec"])
         self.buckets = buckets_of(card)
         self.words: dict[str, Tensor] = {}
         self._encoder: TextEncoder | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Channels, height and width of the squarest frame."""
-        width, height = self.buckets[0]
-        return (4, height, width)
+        """Of the x0 of the squarest frame: channels, height and width."""
+        return self.codec.shape(*self.buckets[0])
 
     def frame(self, aspect: str | None, name: str) -> tuple[int, int]:
         """Width and height of a picture: near the aspect W:H, or the squarest. Raises UserError where none is near."""
@@ -68,12 +78,11 @@ class PictureSpace:
         return best
 
     def card(self) -> dict[str, Any]:
-        codec = {"name": "rgba", "mean": self.codec.mean, "std": self.codec.std}
         frames = {"buckets": self.buckets} if len(self.buckets) > 1 else {}
-        return {"size": self.size, "codec": codec, "text": "minilm-l6", "styles": self.styles, **frames}
+        return {"size": self.size, "codec": self.codec.card(), "text": "minilm-l6", "styles": self.styles, **frames}
 
     def network(self) -> dict[str, Any]:
-        return {"channels": 4, "classes": len(self.styles)}
+        return {"channels": self.codec.channels, "classes": len(self.styles)}
 
     def encode(self, raw: Sequence[np.ndarray], rngs: Sequence[np.random.Generator] | None = None) -> tuple[Tensor, Cond]:
         """x0 of straight RGBA pictures (H, W, 4) uint8 of one frame."""

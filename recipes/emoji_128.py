@@ -1,0 +1,50 @@
+"""emoji-128: text + style -> 128x128 RGBA emoji with real transparency, in the latents of an autoencoder of our own.
+
+    python tools/data/emoji_128.py --cache CACHE --out data/emoji-128.zip
+    unfog train recipes/emoji_128_autoencoder.py --out runs/emoji-128-autoencoder
+    unfog train recipes/emoji_128.py --out RUN [--minutes M] [--resume]
+
+On several cores one process each, as emoji_64.py says. The run makes the latents of all pictures once (RUN/latents) and keeps
+its own copy of the autoencoder (RUN/autoencoder), which the model folder carries too.
+
+32x32 latents of 8 channels are unshuffled by 2: the U-Net is emoji-64's, and works on the same 16x16 grid, on 32 numbers a cell
+where emoji-64 has 64. Network, noise levels and everything else are emoji-64's, so that the two may be compared.
+"""
+
+RECIPE = {
+    "name": "emoji-128",
+    "data": "data/emoji-128.zip",
+    "size": 128,
+    "autoencoder": "runs/emoji-128-autoencoder",
+    "network": "unet",
+    "settings": {"unshuffle": 2, "widths": [64, 128, 192], "blocks": [1, 2, 1], "attention": [False, True, False],
+                 "embedding": 192, "text_dim": 384},
+    "dropout": 0.0,
+    "schedule": {"name": "cosine"},
+    "prediction": "x0",
+    "weight": "v",
+    "weight_limit": 30.0,
+    "noise_mean": 0.9,
+    "noise_std": 1.4,
+    "batch": 64,
+    "steps": 60000,
+    "lr": 2e-3,
+    "warm_up": 200,
+    "decay": 0.3,
+    "ema": 0.08,
+    "average_steps": 32,
+    "licences": [
+        "Noto Emoji, Google LLC, Apache-2.0",
+        "Twemoji, Twitter, Inc and other contributors, CC BY 4.0",
+        "OpenMoji, https://openmoji.org, CC BY-SA 4.0",
+        "Fluent Emoji, Microsoft Corporation, MIT",
+    ],
+    "report_steps": 500,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    import sys
+
+    from unfog.cli import main
+
+    main(["train", __file__, *sys.argv[1:]])
