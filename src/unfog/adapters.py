@@ -43,13 +43,14 @@ class Card(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False, frozen=True)
 
     format: int
-    kind: Literal["lora", "word"]
+    kind: Literal["lora", "word", "control", "style"]
     name: str
     base: Base
     rank: int = Field(1, ge=1)
     alpha: float = 1.0
     layers: list[str] = Field(default_factory=list)
     word: str = ""
+    controls: dict[str, int] = Field(default_factory=dict)
     licences: list[str] = Field(default_factory=list)
     training: dict[str, Any] = Field(default_factory=dict)
 
