@@ -30,6 +30,7 @@ from unfog.modalities.image.codec import RGBACodec
 from unfog.modalities.image.space import PictureSpace
 from unfog.precision import fastest
 from unfog.requests import GenerateRequest, Progress, Result, check
+from unfog.steer import Hints, Timed, hints_of, shipped, steered
 
 if TYPE_CHECKING:
     from unfog.training.corpus import Corpus
@@ -159,6 +160,7 @@ class Model:
         lowest = card.get("sigma_min", 0.0)
         if isinstance(lowest, bool) or not isinstance(lowest, (int, float)) or not 0.0 <= lowest < 1.0:
             raise UserError(f"{folder / CARD}: sigma_min must be a number in [0, 1), got {lowest!r}; get the model again")
+        network = steered(network, self.adapters)
         self.denoiser = Preconditioned(network, process, card["prediction"], sigma_min=lowest, project=kind.project)
 
     def plan(self, sampler: str | None = None, steps: int | None = None, share: float = 1.0) -> Plan:
@@ -258,6 +260,29 @@ class Model:
                            range(len(request.prompts) + bool(request.negative)))  # fmt: skip
         return self._settings(request)
 
+    def hints(self, request: GenerateRequest) -> Hints | None:
+        """What steers a request; a branch that is shipped for this very model is taken where no other was given.
+
+        Raises UserError for controls that the branch has not learned, or no branch at all.
+        """
+        if not request.control:
+            return None
+        frame = self.frame(request.aspect)
+        if not self.controls:
+            folder = shipped(self.name, "control")
+            if folder is None:
+                raise UserError(
+                    f"control: {self.name} has no branch for it; train one and give it as an adapter (docs/control.md)"
+                )
+            self.adapters = [*self.adapters, *read_adapters([folder], self.name, self.hash)]
+            self.denoiser.network = steered(self.denoiser.network, self.adapters)  # type: ignore[arg-type]
+        return hints_of(request.control, self.controls, frame, self.name)
+
+    @property
+    def controls(self) -> dict[str, int]:
+        """The kinds of control that the model's branch knows, and the channels of each; without a branch none."""
+        return next((a.card.controls for a in self.adapters if a.card.kind == "control"), {})
+
     def planned(self, request: GenerateRequest) -> Plan:
         """The plan by which each picture of a request is made. Raises UserError for what the model does not know."""
         settings = self.settled(request)
@@ -268,11 +293,11 @@ class Model:
 
         Its last x is what `stream` decodes.
         """
-        return (state for state, _ in self._states(items, request.negative, self.settled(request), plan))
+        return (state for state, _ in self._states(items, request.negative, self.settled(request), plan, self.hints(request)))
 
     @torch.inference_mode()
     def _states(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
-                plan: Plan) -> Iterator[tuple[State, dict[str, Tensor]]]:  # fmt: skip
+                plan: Plan, hints: Hints | None = None) -> Iterator[tuple[State, dict[str, Tensor]]]:  # fmt: skip
         strict = bool(settings.get("strict"))
         if strict:  # the text encoder's last bits, too, depend on what else is in its batch
             with one_thread():
@@ -282,7 +307,12 @@ class Model:
         else:
             cond, other = self.asked(items, negative)
         interval = self.defaults.get("interval")
-        denoiser = OneByOne(self.denoiser) if strict else self.denoiser
+        denoiser: Any = self.denoiser
+        if hints is not None:
+            steer = self._told(hints.cond)
+            cond = {**cond, **{key: value.expand(len(items), *value.shape[1:]) for key, value in steer.items()}}
+            other, denoiser = {**other, **steer}, Timed(denoiser, hints, plan.t)
+        denoiser = OneByOne(denoiser) if strict else denoiser
         guided = ClassifierFree(denoiser, settings["scale"], other, tuple(interval) if interval else None)
         noise = Noise([seed for _, _, seed in items])
         shape = self.space.shape
@@ -295,9 +325,9 @@ class Model:
             yield state, cond
 
     def _sample(self, items: Sequence[tuple[str, str | None, int]], negative: str | None, settings: dict[str, Any],
-                plan: Plan) -> Iterator[tuple[int, list[Any] | None]]:  # fmt: skip
+                plan: Plan, hints: Hints | None = None) -> Iterator[tuple[int, list[Any] | None]]:  # fmt: skip
         """One batch of (prompt, style, seed): yields evaluations done, at last with the items; pictures are (H, W, 4) arrays."""
-        for state, cond in self._states(items, negative, settings, plan):
+        for state, cond in self._states(items, negative, settings, plan, hints):
             if state.nfe:
                 yield state.nfe, self.space.decode(state.x, cond) if state.done else None
 
@@ -313,13 +343,15 @@ class Model:
         wanted = request.pictures()
         batches = request.batches()
         total, done = plan.nfe * sum(map(len, batches)), 0
-        learned = self.plan_hash(settings["sampler"])
+        learned, hints = self.plan_hash(settings["sampler"]), self.hints(request)
         extra: dict[str, Any] = {"plan": learned} if learned else {}
-        extra |= {"adapters": recorded(self.adapters)} if self.adapters else {}
+        used = [a for a in self.adapters if a.card.kind != "control" or hints]
+        extra |= {"adapters": recorded(used)} if used else {}
+        extra |= {"control": hints.told} if hints else {}
         for indices in batches:
             part = [wanted[index] for index in indices]
             start = time.perf_counter()
-            for nfe, made in self._sample([(p, request.style, s) for p, s in part], request.negative, settings, plan):
+            for nfe, made in self._sample([(p, request.style, s) for p, s in part], request.negative, settings, plan, hints):
                 if made is None:
                     yield Progress(done + nfe * len(part), total)
                     continue

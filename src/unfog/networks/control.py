@@ -51,9 +51,9 @@ class ControlBranch(nn.Module):
 
     def __init__(self, base: UNet, channels: Sequence[int]) -> None:
         super().__init__()
-        self.stem, self.down, self.shrink, self.middle = (
-            copy.deepcopy(part).requires_grad_(True) for part in (base.stem, base.down, base.shrink, base.middle)
-        )
+        self.stem, self.middle = copy.deepcopy(base.stem), copy.deepcopy(base.middle)
+        self.down, self.shrink = copy.deepcopy(base.down), copy.deepcopy(base.shrink)
+        self.requires_grad_(True)
         widths = [base.norm.normalized_shape[0]]  # of each skip, in the order in which they are made
         for level, stages in enumerate(base.down):
             width = stages[0].block.norm_in.normalized_shape[0]  # type: ignore[index]

@@ -25,5 +25,5 @@ class Steered(nn.Module):
         if self.style is not None and "image" in told and bool((told["image_mask"] > 0).any()):
             told = self.style(told)
         if self.control is not None and "control" in told and bool((told["control_strength"] > 0).any()):
-            told["added"] = self.control(self.base, x, logsnr, told)  # type: ignore[assignment]
+            told["added"] = self.control(self.base, x, logsnr, told)
         return self.base(x, logsnr, told)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unfog.networks.attention import TextAttention
 from unfog.networks.layers import Cond, zero_
@@ -60,7 +60,7 @@ class StyleReader(nn.Module):
                  for key, value in zip(self.keys, self.values, strict=True)]  # fmt: skip
         pooled = (self.pooled(looks) * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
         rest = {key: value for key, value in cond.items() if key not in ("image", "image_mask")}
-        return {**rest, "image_kv": pairs, "vector": pooled * most[:, None]}  # type: ignore[dict-item]
+        return {**rest, "image_kv": pairs, "vector": pooled * most[:, None]}
 
 
 def number_layers(base: nn.Module) -> None:

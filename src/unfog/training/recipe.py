@@ -65,7 +65,9 @@ class Tuning(BaseModel):
     prior_count: int = Field(64, ge=1, le=10_000, description="how many of these are made")
     word: str | None = Field(None, pattern=f"^{WORD}$", description="a word to learn: <small letters, digits, hyphens>")
     word_vectors: int = Field(2, ge=1, le=16, description="the tokens that it takes")
-    control: list[str] = Field(default_factory=list, description="kinds of hints that a branch learns to follow, the model frozen")
+    control: list[str] = Field(
+        default_factory=list, description="kinds of hints that a branch learns to follow, the model frozen"
+    )
     outlines: str | None = Field(None, description="a shipped set or a file of exact line art, by the pictures' own file names")
 
     @model_validator(mode="after")
@@ -141,7 +143,10 @@ class Recipe(LoopSettings, Tuning, Pictures):
             return self
         kind = modality(self.kind)
         lookup({**NETWORKS, **kind.networks}, self.network, "network")
-        for name, field in [*Pictures.model_fields.items(), *((n, Tuning.model_fields[n]) for n in ("subject", "word", "control"))]:
+        for name, field in [
+            *Pictures.model_fields.items(),
+            *((n, Tuning.model_fields[n]) for n in ("subject", "word", "control")),
+        ]:
             if getattr(self, name) != field.get_default(call_default_factory=True):
                 raise ValueError(f"{name}: is for pictures, not for the kind {self.kind}; leave it out")
         try:

@@ -31,7 +31,6 @@ from unfog.training.corpus import Asked
 from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
 
-
 OFTEN = {"lineart": 2.0}  # how much more often than another a kind is drawn
 SECOND = 0.25  # share of items with two kinds
 Cond = dict[str, Tensor]
@@ -160,5 +159,3 @@ def branch_of(recipe: Recipe, network: nn.Module) -> tuple[ControlBranch, Callab
         return Steered(network, average)
 
     return branch, whole
-
-

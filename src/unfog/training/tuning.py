@@ -277,7 +277,11 @@ def tuned(recipe: Recipe, network: nn.Module, denoiser: Preconditioned, corpora:
 
         def keep_branch(out: Path, average: nn.Module, step: int, losses: dict[str, float]) -> None:
             tensors = {key: value.detach().cpu().half() for key, value in average.state_dict().items()}
-            save_adapter(out / "adapter", card("control", step, losses, controls={kind: CONTROLS[kind].channels for kind in recipe.control}), tensors)
+            save_adapter(
+                out / "adapter",
+                card("control", step, losses, controls={kind: CONTROLS[kind].channels for kind in recipe.control}),
+                tensors,
+            )
 
         steered = whole(branch.to(device))
         asked = Preconditioned(steered, denoiser.process, recipe.prediction)

@@ -185,7 +185,10 @@ def sketched(image: Image.Image) -> NDArray[np.float32] | None:
     if alpha.mean() > 0.5 and float(np.median(shade)) < 0.5:
         ink = shade * alpha  # white on black
     drawn = ink > 0.25
-    if not 0.002 < float(drawn.mean()) < 1 - PAPER or float(((ink > 0.15) & (ink < 0.6)).mean()) > 0.5 * float(drawn.mean()) + 0.02:
+    if (
+        not 0.002 < float(drawn.mean()) < 1 - PAPER
+        or float(((ink > 0.15) & (ink < 0.6)).mean()) > 0.5 * float(drawn.mean()) + 0.02
+    ):
         return None  # bare, full, or shaded
     # thin: hardly anything is left after as much as a pen's width is worn off
     width = max(round(0.07 * max(drawn.shape)) | 1, 3)
@@ -213,7 +216,7 @@ def cut_out(image: Image.Image) -> Image.Image:
 
     The background is what hangs together with the border and is within a few shades of the border's usual colour.
     """
-    if image.getextrema()[3][0] < 250:  # type: ignore[index]
+    if int(np.asarray(image)[..., 3].min()) < 250:
         return image
     small = image.copy()
     small.thumbnail((256, 256))
@@ -225,7 +228,9 @@ def cut_out(image: Image.Image) -> Image.Image:
     same = np.abs(x - usual).max(-1) <= 24
     reached = np.zeros_like(same)
     height, width = same.shape
-    queue = deque((i, j) for i in range(height) for j in range(width) if (i in (0, height - 1) or j in (0, width - 1)) and same[i, j])
+    queue = deque(
+        (i, j) for i in range(height) for j in range(width) if (i in (0, height - 1) or j in (0, width - 1)) and same[i, j]
+    )
     for i, j in queue:
         reached[i, j] = True
     while queue:
@@ -234,6 +239,8 @@ def cut_out(image: Image.Image) -> Image.Image:
             if 0 <= a < height and 0 <= b < width and same[a, b] and not reached[a, b]:
                 reached[a, b] = True
                 queue.append((a, b))
+    if reached.mean() > 0.99:
+        return image  # nothing would be left: a picture of one colour is meant as it is
     alpha = Image.fromarray(np.where(reached, 0, 255).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
     out = image.copy()
     out.putalpha(alpha)
