@@ -55,7 +55,7 @@ def made(model: unfog.model.Model, items: list[Any], cond: dict[str, torch.Tenso
     settings, plan, found = {"scale": model.defaults["scale"]}, model.plan(None, steps), []
     kinds = cond["control_strength"].shape[1]
     for i in range(0, len(items), BATCH):
-        part = Hints({key: value[i : i + BATCH] for key, value in cond.items()}, np.tile([0.0, 1.0], (kinds, 1)), [])
+        part = Hints({key: value[i : i + BATCH] for key, value in cond.items()}, np.tile([0.0, 1.0], (kinds, 1)))
         for _, pictures in model._sample(items[i : i + BATCH], None, settings, plan, part):
             found += pictures or []
     return np.stack(found)

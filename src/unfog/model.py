@@ -261,22 +261,16 @@ class Model:
         return self._settings(request)
 
     def hints(self, request: GenerateRequest) -> Hints | None:
-        """What steers a request; a branch that is shipped for this very model is taken where no other was given.
+        """What steers a request; an add-on that is shipped for this very model is taken where no other was given.
 
-        Raises UserError for controls that the branch has not learned, or no branch at all.
+        Raises UserError for controls that the branch has not learned, or no add-on at all.
         """
-        if not request.control:
-            return None
-        frame = self.frame(request.aspect)
-        if not self.controls:
-            folder = shipped(self.name, "control")
-            if folder is None:
-                raise UserError(
-                    f"control: {self.name} has no branch for it; train one and give it as an adapter (docs/control.md)"
-                )
-            self.adapters = [*self.adapters, *read_adapters([folder], self.name, self.hash)]
-            self.denoiser.network = steered(self.denoiser.network, self.adapters)  # type: ignore[arg-type]
-        return hints_of(request.control, self.controls, frame, self.name)
+        for kind, wanted in (("control", request.control), ("style", request.style_image)):
+            if wanted and all(adapter.card.kind != kind for adapter in self.adapters):
+                self.adapters = [*self.adapters, *read_adapters([shipped(self.name, kind)], self.name, self.hash)]
+                self.denoiser.network = steered(self.denoiser.network, self.adapters)  # type: ignore[arg-type]
+        steering = request.control or request.style_image
+        return hints_of(request, self.controls, self.frame(request.aspect), self.name) if steering else None
 
     @property
     def controls(self) -> dict[str, int]:
@@ -311,7 +305,7 @@ class Model:
         if hints is not None:
             steer = self._told(hints.cond)
             cond = {**cond, **{key: value.expand(len(items), *value.shape[1:]) for key, value in steer.items()}}
-            other, denoiser = {**other, **steer}, Timed(denoiser, hints, plan.t)
+            other, denoiser = {**other, **steer, **self._told(hints.other)}, Timed(denoiser, hints, plan.t)
         denoiser = OneByOne(denoiser) if strict else denoiser
         guided = ClassifierFree(denoiser, settings["scale"], other, tuple(interval) if interval else None)
         noise = Noise([seed for _, _, seed in items])
@@ -345,9 +339,10 @@ class Model:
         total, done = plan.nfe * sum(map(len, batches)), 0
         learned, hints = self.plan_hash(settings["sampler"]), self.hints(request)
         extra: dict[str, Any] = {"plan": learned} if learned else {}
-        used = [a for a in self.adapters if a.card.kind != "control" or hints]
+        asked_for = {"control": bool(request.control), "style": bool(request.style_image)}
+        used = [a for a in self.adapters if asked_for.get(a.card.kind, True)]
         extra |= {"adapters": recorded(used)} if used else {}
-        extra |= {"control": hints.told} if hints else {}
+        extra |= hints.told if hints else {}
         for indices in batches:
             part = [wanted[index] for index in indices]
             start = time.perf_counter()

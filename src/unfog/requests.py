@@ -18,7 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from unfog.errors import UserError
 from unfog.schema import LONGEST_PROMPT, Name, Prompt, Real, Request, Span, Whole
 from unfog.schema import check as check
-from unfog.wishes import Controls
+from unfog.wishes import Controls, Styles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,6 +92,7 @@ class GenerateRequest(Request):
     )
 
     control: Controls = Field(default_factory=list, max_length=16, description="pictures to follow, each KIND=PICTURE[:STRENGTH]")
+    style_image: Styles = Field(default_factory=list, max_length=8, description="pictures of a style, each PICTURE[:WEIGHT]")
 
     novel: Literal["warn", "resample"] | None = Field(
         None, description="warn or resample, for pictures held against the training data, or leave it out"

@@ -42,14 +42,46 @@ class ControlAsked(Request):
         kind, equals, rest = str(wish).partition("=")
         if not isinstance(wish, str) or not equals or not kind or not rest:
             raise UserError(f"control: {shown(wish)} is not KIND=PICTURE; give one such as lineart=sketch.png")
-        path, colon, number = rest.rpartition(":")
-        told = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf)", number, re.IGNORECASE) if colon else None
-        fields = {"kind": kind, "picture": path, "strength": float(number)} if told else {"kind": kind, "picture": rest}
+        path, number = parted(rest)
+        fields = {"kind": kind, "picture": path} | ({} if number is None else {"strength": number})
         return check(cls, {**more, **fields})
+
+
+class StyleAsked(Request):
+    """A picture whose style is followed, and how much."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    picture: Any = Field(description="a path, a PIL picture, or an array (H, W, 4) of uint8")
+    weight: Real = Field(1.0, ge=0, le=2, description="a number from 0 to 2, 1 as it was learned")
+
+    @classmethod
+    def of(cls, wish: object, **more: Any) -> StyleAsked:
+        """PICTURE or PICTURE:WEIGHT; a mapping of the fields; a picture; one of these."""
+        if isinstance(wish, StyleAsked):
+            return wish
+        if isinstance(wish, Mapping):
+            return check(cls, {**more, **wish})
+        path, number = parted(wish) if isinstance(wish, str) else (wish, None)
+        return check(cls, {**more, "picture": path, **({} if number is None else {"weight": number})})
+
+
+def parted(wish: str) -> tuple[str, float | None]:
+    """PATH:NUMBER in its two parts, PATH alone with None."""
+    path, colon, number = wish.rpartition(":")
+    known = colon and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf)", number, re.IGNORECASE)
+    return (path, float(number)) if known else (wish, None)
 
 
 def _read(value: object) -> object:
     return [ControlAsked.of(wish) for wish in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read_styles(value: object) -> object:
+    return [StyleAsked.of(wish) for wish in value] if isinstance(value, (list, tuple)) else value
+
+
+Styles = Annotated[list[StyleAsked], BeforeValidator(_read_styles)]
 
 
 Controls = Annotated[list[ControlAsked], BeforeValidator(_read)]

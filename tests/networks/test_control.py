@@ -44,9 +44,9 @@ def moved(module, seed=3):
 
 def test_a_fresh_branch_and_a_fresh_reader_change_no_bit(base, told):
     x, level, cond = told
-    net = Steered(base, ControlBranch(base, [1, 1, 4]), StyleReader(base, [7, 5])).eval()
+    net = Steered(base, ControlBranch(base, [1, 1, 4]), StyleReader(base)).eval()
     plain = base(x, level, cond)
-    asked = hinted(cond, ONE) | {"image": torch.randn(3, 2, 12), "image_mask": torch.ones(3, 2)}
+    asked = hinted(cond, ONE) | {"image": torch.rand(3, 2, 4, 24, 24), "image_mask": torch.ones(3, 2)}
     assert torch.equal(net(x, level, cond), plain) and torch.equal(net(x, level, asked), plain)
 
 
@@ -85,8 +85,8 @@ def test_only_the_branch_learns(base, told):
 
 def test_references_by_weight(base, told):
     x, level, cond = told
-    net = Steered(base, None, moved(StyleReader(base, [7, 5]))).eval()
-    looks = torch.randn(3, 2, 12, generator=torch.Generator().manual_seed(4))
+    net = Steered(base, None, moved(StyleReader(base))).eval()
+    looks = torch.rand(3, 2, 4, 24, 24, generator=torch.Generator().manual_seed(4))
 
     def at(*weights):
         return net(x, level, {**cond, "image": looks, "image_mask": torch.tensor([weights] * 3)})

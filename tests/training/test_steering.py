@@ -11,6 +11,7 @@ import unfog
 from unfog.adapters import read_adapter
 from unfog.cli.app import run
 from unfog.errors import UserError
+from unfog.modalities.image.restyle import FILTERS, UNSEEN, restyled
 from unfog.modalities.image.show import read_recipe
 from unfog.requests import TrainRequest
 from unfog.training.run import run_recipe
@@ -133,3 +134,64 @@ def test_bad_recipes_are_refused(place, tiny_recipe):
     (place / "no.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match="control: tunes a model that is there"):
         run_recipe(TrainRequest(source=place / "no.json", out=place / "no"))
+
+
+def test_references_show_another_thing_in_the_same_style(tiny_recipe, tiny_corpus):
+    recipe = tiny_recipe(style_reference=True, batch=8)
+    corpus = steered_corpora(recipe, [tiny_corpus])[0]
+    x0, cond = corpus.batch(recipe, 1)
+    again = corpus.batch(recipe, 1, slice(2, 5))
+    assert torch.equal(again[0], x0[2:5]) and all(torch.equal(again[1][key], cond[key][2:5]) for key in cond)
+    assert (cond["class"] == 2).all() and cond["image"].shape == (8, 1, 4, 16, 16)  # the style is not told by name
+    chosen = np.arange(10)
+    found = corpus.references(chosen, np.random.default_rng(0))
+    assert (corpus.classes[found] == corpus.classes[chosen]).all() and (found != chosen).all()
+    fewer = steered_corpora(tiny_recipe(style_reference=True, held_style="flat"), [tiny_corpus])[0]
+    assert set(fewer.classes) == {1} and fewer.plain == 5 and set(fewer.names) == {f"{i:02}.png" for i in range(1, 13, 2)}
+    with pytest.raises(UserError, match="did you mean flat"):
+        steered_corpora(tiny_recipe(style_reference=True, held_style="flatt"), [tiny_corpus])
+
+
+def test_filters_are_the_same_for_one_look_and_keep_what_is_clear():
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 4), np.uint8)
+    pictures[1] = pictures[0]
+    for name, filter_ in {**FILTERS, **UNSEEN}.items():
+        made = restyled(pictures, 5, {name: filter_})
+        assert made.shape == pictures.shape and (made[0] == made[1]).all() and (made != pictures).any(), name
+        assert (restyled(pictures, 5, {name: filter_}) == made).all()
+        assert not restyled(np.zeros((1, 16, 16, 4), np.uint8), 5, {name: filter_}).any()
+    assert not set(FILTERS) & set(UNSEEN)
+
+
+def test_a_reader_of_style_trains_and_draws(place, tmp_path, capsys):
+    fields = {**json.loads((place / "control.json").read_text()), "control": [], "style_reference": True, "name": "base-style"}
+    (tmp_path / "style.json").write_text(json.dumps(fields))
+    run_recipe(TrainRequest(source=tmp_path / "style.json", out=tmp_path / "style"))
+    assert read_adapter(tmp_path / "style").card.kind == "style"
+    picture = Image.new("RGBA", (20, 20))
+    ImageDraw.Draw(picture).ellipse((3, 3, 16, 16), fill="orange")
+    picture.save(tmp_path / "ref.png")
+    base, model = (unfog.load(place / "run", adapters=more) for more in ((), (place / "branch", tmp_path / "style")))
+    plain = np.asarray(base.generate("thing 1", seed=3)[0])
+
+    def made(*wishes, **more):
+        return np.asarray(model.generate("thing 1", seed=3, style_image=list(wishes), **more)[0])
+
+    one, half = made(picture), made({"picture": picture, "weight": 0.5})
+    assert (one != plain).any() and (half != one).any() and (made({"picture": picture, "weight": 0.0}) == plain).all()
+    assert (made(picture, control=[f"palette={place / 'hint.png'}"]) != one).any()
+    with pytest.raises(UserError, match="two styles"):
+        made(picture, style="flat")
+
+    def call(*more):
+        return run(["generate", *map(str, more), "--model", str(place / "run"), "--out", str(tmp_path / "o")])
+
+    asked = ["--adapter", tmp_path / "style", "--style-image", tmp_path / "ref.png"]
+    assert call("thing 1", "--seed", "3", *asked, "--style-weight", "0.5") == 0
+    file = tmp_path / "o" / "thing-1-3.png"
+    before = file.read_bytes()
+    assert read_recipe(file)["style_image"][0]["weight"] == 0.5
+    assert call("--like", file, *asked) == 0 and file.read_bytes() == before and len(list(file.parent.iterdir())) == 1
+    capsys.readouterr()
+    assert call("--like", file, *asked[:2]) == 2 and "in the style of 1 pictures" in capsys.readouterr().err
+    assert call("thing", "--style-weight", "1") == 2 and "--style-image" in capsys.readouterr().err

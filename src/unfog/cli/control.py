@@ -12,7 +12,7 @@ from unfog.cli.options import Whole
 from unfog.errors import UserError
 
 if TYPE_CHECKING:
-    from unfog.wishes import ControlAsked
+    from unfog.wishes import ControlAsked, StyleAsked
 
 
 def control(
@@ -71,3 +71,12 @@ def asked(wishes: Sequence[str] | None, strength: float | None, interval: str | 
         except ValueError:
             raise UserError(f"--control-interval: {interval[:40]!r} is not two numbers; give shares such as 0,0.8") from None
     return [ControlAsked.of(wish, **more) for wish in wishes]
+
+
+def styles_asked(wishes: Sequence[str] | None, weight: float | None) -> list[StyleAsked]:
+    """The pictures of a style of a command line. Raises UserError for what none can be."""
+    from unfog.wishes import StyleAsked
+
+    if weight is not None and not wishes:
+        raise UserError("--style-weight: says how much to follow a picture; give one with --style-image PICTURE")
+    return [StyleAsked.of(wish, **({} if weight is None else {"weight": weight})) for wish in wishes or ()]

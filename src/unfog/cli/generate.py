@@ -45,6 +45,8 @@ def generate(
     control: Annotated[list[str] | None, Parameter(negative="")] = None,
     control_strength: Real | None = None,
     control_interval: str | None = None,
+    style_image: Annotated[list[str] | None, Parameter(negative="")] = None,
+    style_weight: Real | None = None,
     like: Path | None = None,
     out: Path = Path("out"),
     grid: Path | None = None,
@@ -114,6 +116,10 @@ def generate(
         The strength of all --control that name none.
     control_interval
         The shares of the sampling, as 0,0.8, in which --control acts; without it, all of it.
+    style_image
+        A picture whose style to follow, not what it shows, as PICTURE or PICTURE:WEIGHT. Repeatable; in place of --style.
+    style_weight
+        How much, 0 to 2, for all --style-image that say none; 1 without.
     like
         Remake this picture byte for byte from the recipe inside it; refused where the model is another one.
     out
@@ -139,14 +145,16 @@ def generate(
     settings |= {"aspect": aspect, "negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
     settings |= {"novel": novel, "against": against, "tries": tries}
     from unfog.cli.control import asked as controls_asked
+    from unfog.cli.control import styles_asked
 
     followed = controls_asked(control, control_strength, control_interval)
+    styled = styles_asked(style_image, style_weight)
     given = {key: value for key, value in settings.items() if value is not None}
     early = None
     if not prompts and like is None and model is not None:
         early = unfog.load(model, adapters=adapter or (), any_base=any_base)
         prompts = () if early.kind.name == "image" else (ANY,)
-    steer = {"control": followed} if followed else {}
+    steer = ({"control": followed} if followed else {}) | ({"style_image": styled} if styled else {})
     request, original = _asked_like(like, prompts, given, model) if like else (_asked(prompts, {**given, **steer}), None)
     pictures = sum(map(len, request.batches()))
     before = output.namesakes(request.prompts, request.style) if request.shard else {}
@@ -167,11 +175,13 @@ def generate(
     loaded = early or (unfog.load(name, adapters=adapter, any_base=any_base) if adapter else unfog.load(name))
     what = "picture" if loaded.kind.name == "image" else "item"
     _check_model(loaded, request, original, like)
-    if original is not None and (followed or "control" in original):
+    if original is not None and (followed or styled or {"control", "style_image"} & set(original)):
         from unfog import steer as steering
 
-        found = steering.like(f"--like: {like}", original.get("control", []), followed, loaded.frame(request.aspect))
-        request = request.model_copy(update={"control": found})
+        frame, where = loaded.frame(request.aspect), f"--like: {like}"
+        found = steering.like(where, original.get("control", []), followed, frame)
+        looks = steering.like_style(where, original.get("style_image", []), styled, frame)
+        request = request.model_copy(update={"control": found, "style_image": looks})
     loaded.hints(request)  # refused before anything is made
     made: list[Result] = []
     path = out

@@ -8,6 +8,8 @@ others       Pearson's correlation of the two hints, all channels together
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -44,7 +46,11 @@ def correlation(made: Tensor, hint: Tensor) -> NDArray[np.float64]:
     return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-9)).numpy()
 
 
-AGREEMENTS = {"lineart": ("F1 of lines within 2 px", line_f1), "silhouette": ("intersection over union", overlap)}
+Measure = Callable[[Tensor, Tensor], NDArray[np.float64]]
+AGREEMENTS: dict[str, tuple[str, Measure]] = {
+    "lineart": ("F1 of lines within 2 px", line_f1),
+    "silhouette": ("intersection over union", overlap),
+}
 
 
 def agreement(kind: str, pictures: NDArray[np.uint8], hints: Tensor) -> NDArray[np.float64]:

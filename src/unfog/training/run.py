@@ -278,9 +278,8 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         peers.wait()
     process, project = Gaussian(schedule_from_config(recipe.schedule)), modality(recipe.kind).project
     begun = request.resume and bool(saved_steps(out))
-    if not (
-        begun or recipe.subject or recipe.word or recipe.control
-    ):  # few pictures called alike are what the latter two are for
+    added = recipe.control or recipe.style_reference
+    if not (begun or recipe.subject or recipe.word or added):  # few pictures called alike are what these two are for
         plain = Preconditioned(network, process, recipe.prediction, project=project)
         guard(Scene(recipe, corpus, held, plain, network, device, model), request.force, shown=peers.leads)
     way = prepare(recipe, network)

@@ -26,10 +26,12 @@ from unfog.modalities.image.controls import CONTROLS
 from unfog.modalities.image.data import PictureSet
 from unfog.networks.control import ControlBranch
 from unfog.networks.steered import Steered
+from unfog.networks.style import StyleReader
 from unfog.networks.unet import UNet
 from unfog.training.corpus import Asked
 from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
+from unfog.training.styling import styled_corpus
 
 OFTEN = {"lineart": 2.0}  # how much more often than another a kind is drawn
 SECOND = 0.25  # share of items with two kinds
@@ -132,29 +134,35 @@ def outlines_of(name: str | None) -> dict[str, np.ndarray]:
 
 
 def steered_corpora(recipe: Recipe, corpora: list[Any]) -> list[Any]:
-    """The corpora of a run that learns hints, with the hints; one object for one object. Others as they are."""
-    if not recipe.control:
+    """The corpora of a run that learns hints or styles, with these; one object for one object. Others as they are."""
+    if not (recipe.control or recipe.style_reference):
         return corpora
-    outlines, made = outlines_of(recipe.outlines), {}
+    outlines = outlines_of(recipe.outlines)
+    made: dict[int, Any] = {}
     for corpus in {id(c): c for c in corpora}.values():
         if corpus.bucket is not None:
-            raise UserError("buckets: hints are learned on square pictures; set buckets to false")
+            raise UserError("buckets: hints and styles are learned on square pictures; set buckets to false")
         own = {f.name: getattr(corpus, f.name) for f in fields(PictureCorpus)}
+        if recipe.style_reference:
+            made[id(corpus)] = styled_corpus(recipe, own)
+            continue
         made[id(corpus)] = ControlCorpus(**own, kinds=recipe.control, outlines=outlines)
     return [made[id(corpus)] for corpus in corpora]
 
 
-def branch_of(recipe: Recipe, network: nn.Module) -> tuple[ControlBranch, Callable[[nn.Module], Steered]]:
-    """A fresh branch, its first values of the recipe's seed, and what makes a steered network of a branch.
+def branch_of(recipe: Recipe, network: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], Steered]]:
+    """A fresh branch or reader of style, its first values of the recipe's seed, and what makes a steered network of a branch.
 
     Raises UserError for a network that is no U-Net.
     """
     if not isinstance(network, UNet):
-        raise UserError("control: a branch is made for networks of the kind unet; start from a model with one")
+        raise UserError("start: a branch is made for networks of the kind unet; start from a model with one")
     torch.manual_seed(recipe.seed)
-    branch = ControlBranch(network, channels_of(recipe.control))
+    branch = ControlBranch(network, channels_of(recipe.control)) if recipe.control else StyleReader(network)
 
     def whole(average: nn.Module) -> Steered:
+        if isinstance(average, StyleReader):
+            return Steered(network, None, average)
         assert isinstance(average, ControlBranch)
         return Steered(network, average)
 

@@ -60,11 +60,13 @@ def settled(recipe: Recipe, request: TrainRequest | EstimateRequest, model: Mode
         update |= {"warm_up": 20} | ({"lr": WORD_LR} if word else {})
     if (subject or word) and recipe.kind == "image":
         update["recolour"] = 0.0  # what is learned has its own colours
-    if asked.get("lora") or recipe.lora or word or recipe.control:
+    if asked.get("lora") or recipe.lora or word or recipe.control or recipe.style_reference:
         update["snapshots"] = 0  # averages of branches or words are no model's
     fields = {name: getattr(recipe, name) for name in type(recipe).model_fields}  # also those that a dump leaves out
     recipe = checked({**fields, **update}, str(request.source))
-    if model is None and (way := next((way for way in ("lora", "subject", "word", "control") if getattr(recipe, way)), None)):
+    if model is None and (
+        way := next((way for way in ("lora", "subject", "word", "control", "style_reference") if getattr(recipe, way)), None)
+    ):
         raise UserError(f"{way}: tunes a model that is there; name it with --start")
     if model is not None and recipe.lora:
         network = model.denoiser.network
@@ -223,6 +225,9 @@ def prepare(recipe: Recipe, network: nn.Module) -> str:
     if recipe.control:
         network.requires_grad_(False).eval()
         return f" frozen, a branch learned for {', '.join(recipe.control)}"
+    if recipe.style_reference:
+        network.requires_grad_(False).eval()
+        return " frozen, a reader of style learned"
     if recipe.word:
         network.requires_grad_(False).eval()
         return f" frozen, {recipe.word_vectors} vectors learned"
@@ -272,14 +277,15 @@ def tuned(recipe: Recipe, network: nn.Module, denoiser: Preconditioned, corpora:
 
         task = TunedDenoising(recipe, corpus, denoiser, network, device, word, encoder)
         return Tuned(word, task, tell, keep_word, model=False)
-    if recipe.control:
+    if recipe.control or recipe.style_reference:
         branch, whole = branch_of(recipe, network)
+        way = "control" if recipe.control else "style"
 
         def keep_branch(out: Path, average: nn.Module, step: int, losses: dict[str, float]) -> None:
             tensors = {key: value.detach().cpu().half() for key, value in average.state_dict().items()}
             save_adapter(
                 out / "adapter",
-                card("control", step, losses, controls={kind: CONTROLS[kind].channels for kind in recipe.control}),
+                card(way, step, losses, controls={kind: CONTROLS[kind].channels for kind in recipe.control}),
                 tensors,
             )
 

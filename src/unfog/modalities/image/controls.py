@@ -165,11 +165,14 @@ def of_picture(name: str, picture: Any, frame: tuple[int, int]) -> Tensor:
     control, image = kind_of(name), opened(picture)
     if name == "lineart" and (ink := sketched(image)) is not None:
         return _shrunk(ink, frame)
-    if not control.given:
-        image = cut_out(image)
-    if image.size != frame:
-        image = _fit(image, frame)
-    return control.draw(torch.from_numpy(np.array(image))[None])[0]
+    return control.draw(framed(image, frame, clear=not control.given))[0]
+
+
+def framed(picture: Any, frame: tuple[int, int], clear: bool = True) -> Tensor:
+    """Anybody's picture in a frame (width, height), by `clear` cut out: (1, height, width, 4) straight RGBA uint8."""
+    image = opened(picture)
+    image = cut_out(image) if clear else image
+    return torch.from_numpy(np.array(image if image.size == frame else _fit(image, frame)))[None]
 
 
 def sketched(image: Image.Image) -> NDArray[np.float32] | None:
