@@ -182,7 +182,8 @@ def generate(
         found = steering.like(where, original.get("control", []), followed, frame)
         looks = steering.like_style(where, original.get("style_image", []), styled, frame)
         request = request.model_copy(update={"control": found, "style_image": looks})
-    loaded.hints(request)  # refused before anything is made
+    if request.control or request.style_image:
+        loaded.hints(request)  # refused before anything is made
     made: list[Result] = []
     path = out
     novelty = Novelty(loaded, request) if request.novel else None
