@@ -1,7 +1,8 @@
 """Adapters: what fine-tuning learned, kept apart from the model that it was learned for.
 
 A folder of `adapter.json` (kind, base, provenance), `adapter.safetensors` and `manifest.json`, a few kB to a few MB. Kind
-"lora" holds low-rank changes of weights (`networks/lora.py`), "word" a learned word (`networks/words.py`). It is asked for as
+"lora" holds low-rank changes of weights (`networks/lora.py`), "word" a learned word (`networks/words.py`), "control" a branch
+that follows pictures (`networks/control.py`). It is asked for as
 PATH or PATH:STRENGTH; a change of weights is taken `strength` times, a word is there (1) or not (0).
 """
 
@@ -43,20 +44,22 @@ class Card(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False, frozen=True)
 
     format: int
-    kind: Literal["lora", "word"]
+    kind: Literal["lora", "word", "control", "style"]
     name: str
     base: Base
     rank: int = Field(1, ge=1)
     alpha: float = 1.0
     layers: list[str] = Field(default_factory=list)
     word: str = ""
+    controls: dict[str, int] = Field(default_factory=dict)
     licences: list[str] = Field(default_factory=list)
     training: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter as it was read and asked for. tensors: of a lora `<layer>.a` and `<layer>.b`, of a word `vectors` (k, 384)."""
+    """One adapter as it was read and asked for. tensors: of a lora `<layer>.a` and `<layer>.b`, of a word `vectors` (k, 384),
+    of a control its branch's own."""
 
     folder: Path
     card: Card
@@ -99,8 +102,8 @@ def read_adapter(wish: str | Path) -> Adapter:
         raise UserError(f"{folder / CARD}: not an adapter's card; get the adapter again") from None
     if card.format != FORMAT:
         raise UserError(f"{folder / CARD}: format {card.format} is not known to this unfog; update unfog")
-    if card.kind == "word" and strength not in (0.0, 1.0):
-        raise UserError(f"adapter: {path}: a word is there or not; give it strength 1 or 0, not {strength:g}")
+    if card.kind != "lora" and strength not in (0.0, 1.0):
+        raise UserError(f"adapter: {path}: a {card.kind} is there or not; give it strength 1 or 0, not {strength:g}")
     tensors = load_weights(folder, WEIGHTS)
     if card.kind == "word":
         from unfog.networks.text import WIDTH
@@ -156,6 +159,15 @@ def words(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
 def recorded(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
     """What a picture's recipe says of the adapters that made it."""
     return [{"name": a.card.name, "hash": a.hash, "strength": a.strength} for a in adapters]
+
+
+def with_shipped(recipe: object, wishes: Sequence[str]) -> list[str]:
+    """The wishes, and those shipped add-ons that a recipe (what `recorded` wrote) names and nobody gave."""
+    told = [entry.get("hash") for entry in recipe if isinstance(entry, dict)] if isinstance(recipe, list) else []
+    folders = sorted(path.parent for path in (Path(__file__).parent / "pretrained").glob(f"*/{CARD}"))
+    given = {read_adapter(wish).hash for wish in wishes}
+    own = [folder for folder in folders if (hash := sha256((folder / MANIFEST).read_bytes())[:16]) in told and hash not in given]
+    return [*wishes, *map(str, own)]
 
 
 def like(where: str, recipe: object, wishes: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from unfog.precision import fastest
 from unfog.prompts import LANGUAGE, Prompt
 from unfog.requests import GenerateRequest, Progress, Result, check
 from unfog.script import Item, Script, beyond, read
+from unfog.steer import Hints, Timed, hints_of, shipped, steered
 
 if TYPE_CHECKING:
     from unfog.training.corpus import Corpus
@@ -167,6 +169,7 @@ class Model:
         lowest = card.get("sigma_min", 0.0)
         if isinstance(lowest, bool) or not isinstance(lowest, (int, float)) or not 0.0 <= lowest < 1.0:
             raise UserError(f"{folder / CARD}: sigma_min must be a number in [0, 1), got {lowest!r}; get the model again")
+        network = steered(network, self.adapters)
         self.denoiser = Preconditioned(network, process, card["prediction"], sigma_min=lowest, project=kind.project)
 
     def plan(self, sampler: str | None = None, steps: int | None = None, share: float = 1.0) -> Plan:
@@ -269,6 +272,23 @@ class Model:
                            range(len(request.prompts) + bool(request.negative)))  # fmt: skip
         return self._settings(request)
 
+    def hints(self, request: GenerateRequest) -> Hints | None:
+        """What steers a request; an add-on that is shipped for this very model is taken where no other was given.
+
+        Raises UserError for controls that the branch has not learned, or no add-on at all.
+        """
+        for kind, wanted in (("control", request.control), ("style", request.style_image)):
+            if wanted and all(adapter.card.kind != kind for adapter in self.adapters):
+                self.adapters = [*self.adapters, *read_adapters([shipped(self.name, kind)], self.name, self.hash)]
+                self.denoiser.network = steered(self.denoiser.network, self.adapters)  # type: ignore[arg-type]
+        steering = request.control or request.style_image
+        return hints_of(request, self.controls, self.frame(request.aspect), self.name) if steering else None
+
+    @property
+    def controls(self) -> dict[str, int]:
+        """The kinds of control that the model's branch knows, and the channels of each; without a branch none."""
+        return next((a.card.controls for a in self.adapters if a.card.kind == "control"), {})
+
     def planned(self, request: GenerateRequest) -> Plan:
         """The plan by which each picture of a request is made. Raises UserError for what the model does not know."""
         settings = self.settled(request)
@@ -281,14 +301,16 @@ class Model:
         """
         settings, negative = self.settled(request), read(self.space, request.negative, request.literal)
         read_ = [(read(self.space, prompt, request.literal), style, seed) for prompt, style, seed in items]
-        return (state for state, _ in self._states(read_, negative, settings, plan))
+        return (state for state, _ in self._states(read_, negative, settings, plan, self.hints(request)))
 
     @torch.inference_mode()
-    def _states(self, items: Sequence[Item], negative: str | Prompt | None, settings: dict[str, Any],
-                plan: Plan) -> Iterator[tuple[State, dict[str, Tensor]]]:  # fmt: skip
+    def _states(self, items: Sequence[Item], negative: str | Prompt | None, settings: dict[str, Any], plan: Plan,
+                hints: Hints | None = None) -> Iterator[tuple[State, dict[str, Tensor]]]:  # fmt: skip
         strict = bool(settings.get("strict"))
-        denoiser = OneByOne(self.denoiser) if strict else self.denoiser
-        asked = self._asked_alone if strict else self.asked
+        denoiser: Any = self.denoiser if hints is None else Timed(self.denoiser, hints, plan.t)
+        denoiser = OneByOne(denoiser) if strict else denoiser
+        plain = self._asked_alone if strict else self.asked
+        asked = plain if hints is None else partial(hints.beside, plain, self._told)
         said = Script(denoiser, asked, items, negative, plan.nfe, settings.get("steps", plan.nfe), settings["scale"],
                       self.defaults.get("interval"))  # fmt: skip
         noise = Noise([seed for _, _, seed in items])
@@ -308,10 +330,10 @@ class Model:
         told, other = ({key: torch.cat([pair[k][key] for pair in pairs]) for key in pairs[0][k]} for k in (0, 1))
         return told, other
 
-    def _sample(self, items: Sequence[Item], negative: str | Prompt | None, settings: dict[str, Any],
-                plan: Plan) -> Iterator[tuple[int, list[Any] | None]]:  # fmt: skip
+    def _sample(self, items: Sequence[Item], negative: str | Prompt | None, settings: dict[str, Any], plan: Plan,
+                hints: Hints | None = None) -> Iterator[tuple[int, list[Any] | None]]:  # fmt: skip
         """One batch of (prompt, style, seed): yields evaluations done, at last with the items; pictures are (H, W, 4) arrays."""
-        for state, cond in self._states(items, negative, settings, plan):
+        for state, cond in self._states(items, negative, settings, plan, hints):
             if state.nfe:
                 yield state.nfe, self.space.decode(state.x, cond) if state.done else None
 
@@ -327,15 +349,18 @@ class Model:
         wanted = request.pictures()
         batches = request.batches()
         total, done = plan.nfe * sum(map(len, batches)), 0
-        learned = self.plan_hash(settings["sampler"])
+        learned, hints = self.plan_hash(settings["sampler"]), self.hints(request)
         extra: dict[str, Any] = {"plan": learned} if learned else {}
-        extra |= {"adapters": recorded(self.adapters)} if self.adapters else {}
+        asked_for = {"control": bool(request.control), "style": bool(request.style_image)}
+        used = [a for a in self.adapters if asked_for.get(a.card.kind, True)]
+        extra |= {"adapters": recorded(used)} if used else {}
+        extra |= hints.told if hints else {}
         said = {text: read(self.space, text, request.literal) for text in (*request.prompts, request.negative)}
         for indices in batches:
             part = [wanted[index] for index in indices]
             start = time.perf_counter()
             asked = [(said[p], request.style, s) for p, s in part]
-            for nfe, made in self._sample(asked, said[request.negative], settings, plan):
+            for nfe, made in self._sample(asked, said[request.negative], settings, plan, hints):
                 if made is None:
                     yield Progress(done + nfe * len(part), total)
                     continue

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from unfog.errors import UserError
 from unfog.schema import LONGEST_PROMPT, Name, Prompt, Real, Request, Span, Whole
 from unfog.schema import check as check
+from unfog.wishes import Controls, Styles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,6 +95,9 @@ class GenerateRequest(Request):
         max_length=20,
         description="i/N for the i-th of N shares of the pictures, i from 1 to N, with a seed; or leave it out for all",
     )
+
+    control: Controls = Field(default_factory=list, max_length=16, description="pictures to follow, each KIND=PICTURE[:STRENGTH]")
+    style_image: Styles = Field(default_factory=list, max_length=8, description="pictures of a style, each PICTURE[:WEIGHT]")
 
     novel: Literal["warn", "resample"] | None = Field(
         None, description="warn or resample, for pictures held against the training data, or leave it out"
@@ -360,7 +364,8 @@ class Result:
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
     plan (its sha256) where the sampler is a plan learned for this model, aspect where one was asked for, adapters (name,
-    hash, strength) where there are any, language where a prompt uses the prompt language, and novel
+    hash, strength) where there are any, language where a prompt uses the prompt language, control (kind, hint's sha256, strength,
+    interval) and style_image where pictures steered it, and novel
     (seed, try) where it was made again because that seed gave a copy.
     """
 

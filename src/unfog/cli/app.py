@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError
 from unfog.cli import complain
 from unfog.cli.average import average
 from unfog.cli.claims import claims
+from unfog.cli.control import control
 from unfog.cli.edit import edit
 from unfog.cli.estimate import estimate
 from unfog.cli.evaluate import evaluate
@@ -55,7 +56,7 @@ Try:
     result_action="return_value",
 )
 # Each command imports the library inside its function, so these imports cost a millisecond or two.
-for command in (generate, edit, estimate, train, report, average, evaluate, fit, forecast, verify, claims, models):
+for command in (generate, edit, control, estimate, train, report, average, evaluate, fit, forecast, verify, claims, models):
     app.command(command)
 app.command(plot)
 

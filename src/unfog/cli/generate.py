@@ -43,6 +43,11 @@ def generate(
     model: str | None = None,
     adapter: Annotated[list[str] | None, Parameter(negative="")] = None,
     any_base: Flag = False,
+    control: Annotated[list[str] | None, Parameter(negative="")] = None,
+    control_strength: Real | None = None,
+    control_interval: str | None = None,
+    style_image: Annotated[list[str] | None, Parameter(negative="")] = None,
+    style_weight: Real | None = None,
     like: Path | None = None,
     out: Path = Path("out"),
     grid: Path | None = None,
@@ -67,6 +72,7 @@ def generate(
       unfog generate "a sks cat in the rain" --adapter my-cat:0.8
       unfog generate "a red heart" -n 8 --novel resample
       unfog generate "a (red:1.5) apple" "[a cat:a dog:0.4]" "fire::2 ice::1"
+      unfog generate "a dog" --control lineart=sketch.png --control palette=colours.png:0.5
 
     Parameters
     ----------
@@ -107,6 +113,17 @@ def generate(
         An adapter's folder as PATH or PATH:STRENGTH (-4 to 4; 1 without, 0 = as if it were not there). Repeatable.
     any_base
         Use adapters on another model than the one they were trained on, where the shapes fit.
+    control
+        A picture to follow, as KIND=PICTURE or KIND=PICTURE:STRENGTH (0 to 2; 1 = as learned): lineart, softedge, silhouette,
+        palette, lowres; `unfog control` shows what is seen of it. Repeatable, each kind once.
+    control_strength
+        The strength of all --control that name none.
+    control_interval
+        The shares of the sampling, as 0,0.8, in which --control acts; without it, all of it.
+    style_image
+        A picture whose style to follow, not what it shows, as PICTURE or PICTURE:WEIGHT. Repeatable; in place of --style.
+    style_weight
+        How much, 0 to 2, for all --style-image that say none; 1 without.
     like
         Remake this picture byte for byte from the recipe inside it; refused where the model is another one.
     out
@@ -131,12 +148,18 @@ def generate(
     settings: dict[str, Any] = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
     settings |= {"aspect": aspect, "negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
     settings |= {"literal": literal or None, "novel": novel, "against": against, "tries": tries}
+    from unfog.cli.control import asked as controls_asked
+    from unfog.cli.control import styles_asked
+
+    followed = controls_asked(control, control_strength, control_interval)
+    styled = styles_asked(style_image, style_weight)
     given = {key: value for key, value in settings.items() if value is not None}
     early = None
     if not prompts and like is None and model is not None:
         early = unfog.load(model, adapters=adapter or (), any_base=any_base)
         prompts = () if early.kind.name == "image" else (ANY,)
-    request, original = _asked_like(like, prompts, given, model) if like else (_asked(prompts, given), None)
+    steer = ({"control": followed} if followed else {}) | ({"style_image": styled} if styled else {})
+    request, original = _asked_like(like, prompts, given, model) if like else (_asked(prompts, {**given, **steer}), None)
     pictures = sum(map(len, request.batches()))
     before = output.namesakes(request.prompts, request.style) if request.shard else {}
     output.check_folder(out)
@@ -148,13 +171,23 @@ def generate(
     if like is not None and original is not None:
         from unfog import adapters
 
-        adapter = adapters.like(f"--like: {like}", original.get("adapters", []), adapter or [])
+        recorded = original.get("adapters", [])
+        adapter = adapters.like(f"--like: {like}", recorded, adapters.with_shipped(recorded, adapter or []))
     elif any_base and not adapter:
         raise UserError("--any-base: says how to use an adapter; give one with --adapter")
     name = model if model is not None else _model_of(original, like)
     loaded = early or (unfog.load(name, adapters=adapter, any_base=any_base) if adapter else unfog.load(name))
     what = "picture" if loaded.kind.name == "image" else "item"
     _check_model(loaded, request, original, like)
+    if original is not None and (followed or styled or {"control", "style_image"} & set(original)):
+        from unfog import steer as steering
+
+        frame, where = loaded.frame(request.aspect), f"--like: {like}"
+        found = steering.like(where, original.get("control", []), followed, frame)
+        looks = steering.like_style(where, original.get("style_image", []), styled, frame)
+        request = request.model_copy(update={"control": found, "style_image": looks})
+    if request.control or request.style_image:
+        loaded.hints(request)  # refused before anything is made
     made: list[Result] = []
     path = out
     novelty = Novelty(loaded, request) if request.novel else None

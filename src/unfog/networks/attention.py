@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def attend_biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """The same over few keys, with a bias (B, S) on the scores; an item may have -inf for some, not for all, of its keys."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias[:, None, None].to(q.dtype)
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
@@ -43,6 +51,7 @@ class TextAttention(nn.Module):
     def __init__(self, channels: int, text_dim: int, head_dim: int = 64) -> None:
         super().__init__()
         self.heads, self.head_dim = max(channels // head_dim, 1), head_dim
+        self.place = 0  # among the network's layers of this kind
         inner = self.heads * head_dim
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * inner, bias=False)
@@ -53,8 +62,15 @@ class TextAttention(nn.Module):
         zero_(self.out)
 
     def forward(
-        self, x: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None, perturb: Tensor | None = None
+        self,
+        x: Tensor,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        perturb: Tensor | None = None,
+        image: Sequence[tuple[Tensor, Tensor, Tensor]] | None = None,
     ) -> Tensor:
+        """image: for each such layer of the network keys and values (B, S, heads·head_dim) of reference pictures' tokens,
+        which are read apart from the text, and a bias (B, S) on how much each is read (`networks/style.py`)."""
         b, length, _ = x.shape
 
         def split(y: Tensor) -> Tensor:
@@ -69,5 +85,9 @@ class TextAttention(nn.Module):
         if perturb is not None:
             keys = torch.ones(b, k.shape[2], dtype=torch.bool, device=x.device) if mask is None else mask
             mask = perturbed(keys, perturb, length)[:, :length]
-        y = attend(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v, mask)
+        q = self.q_norm(q).to(v.dtype)
+        y = attend(q, self.k_norm(k).to(v.dtype), v, mask)
+        if image is not None:
+            own_k, own_v, bias = image[self.place]
+            y = y + attend_biased(q, self.k_norm(split(own_k)).to(v.dtype), split(own_v), bias)
         return x + self.out(y.transpose(1, 2).reshape(b, length, -1))

@@ -137,6 +137,8 @@ class Conditioning(nn.Module):
             vector = vector + self.label(label)
         if self.augment is not None and "augment" in cond:
             vector = vector + self.augment(cond["augment"].to(self.dtype))
+        if "vector" in cond:  # of a reference picture (networks/style.py)
+            vector = vector + cond["vector"].to(self.dtype)
         if self.pooled is None or "text" not in cond:
             return vector, None, None
         text = cond["text"].to(self.dtype)

@@ -174,8 +174,9 @@ class UNet(nn.Module):
         zero_(self.head)
 
     def forward(self, x: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
+        cond = cond or {}
         vector, *read = self.conditioning(logsnr, cond)
-        text = (*read, None if cond is None else cond.get("perturb"))
+        text = (*read, cond.get("perturb"), cond.get("image_kv"))
         vector = F.silu(vector)
         y = self.stem(F.pixel_unshuffle(x, self.unshuffle).permute(0, 2, 3, 1).contiguous())
         skips = [y]
@@ -187,6 +188,9 @@ class UNet(nn.Module):
                 y = stage(y, None, vector, *text)
                 skips.append(y)
         y = self.middle(y, None, vector, *text)
+        if "added" in cond:  # of a control: a tensor each skip, and one for the middle
+            *more, last = cond["added"]
+            skips, y = [skip + part for skip, part in zip(skips, more, strict=True)], y + last
         for level, stages in enumerate(self.up):
             if level:
                 y = self.grow[level - 1](y)

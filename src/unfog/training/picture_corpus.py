@@ -139,11 +139,14 @@ class PictureCorpus:
         """x0 and cond of these pictures, each with its first caption and its style."""
         return self.x0(chosen), self.cond(self.texts[chosen, 0], self.classes[chosen])
 
+    def shown(self, rows: int) -> np.ndarray:
+        """The pictures whose captions a sheet shows, in its order, each as often as there are styles."""
+        rows = rows_shown(len(self.styles), self.plain, rows)
+        return np.repeat(np.random.default_rng(1).permutation(self.plain)[:rows], max(len(self.styles), 1))
+
     def asked(self, recipe: Recipe, rows: int) -> tuple[list[Asked], list[str]]:
         """At most `rows` captions in every style, about SAMPLES in all; with buckets each in the shape of its picture."""
-        columns = max(len(self.styles), 1)
-        rows = rows_shown(len(self.styles), self.plain, rows)
-        texts = np.repeat(np.random.default_rng(1).permutation(self.plain)[:rows], columns)
+        columns, texts = max(len(self.styles), 1), self.shown(rows)
         label = np.tile(np.arange(columns), len(texts) // columns)  # a folder may have fewer pictures than rows
         numbers = self.texts[texts, 0]
         nothing = self.cond(np.zeros(1, int), np.array([len(self.styles)]))

@@ -65,20 +65,33 @@ class Tuning(BaseModel):
     prior_count: int = Field(64, ge=1, le=10_000, description="how many of these are made")
     word: str | None = Field(None, pattern=f"^{WORD}$", description="a word to learn: <small letters, digits, hyphens>")
     word_vectors: int = Field(2, ge=1, le=16, description="the tokens that it takes")
+    control: list[str] = Field(
+        default_factory=list, description="kinds of hints that a branch learns to follow, the model frozen"
+    )
+    style_reference: bool = Field(False, description="true to learn to follow the style of a picture, the model frozen")
+    held_style: str | None = Field(None, description="a style that this is not shown")
+    outlines: str | None = Field(None, description="a shipped set or a file of exact line art, by the pictures' own file names")
 
     @model_validator(mode="after")
     def _one_way(self) -> Tuning:
         for way, needs, clash in (
             ("lora_alpha", "lora", ""), ("lora_targets", "lora", ""), ("class_prompt", "subject or word", ""),
             ("prior_weight", "subject", ""), ("prior_count", "subject", ""), ("word_vectors", "word", ""),
-            ("word", "", "lora"), ("word", "", "subject"),
+            ("word", "", "lora"), ("word", "", "subject"), ("outlines", "control", ""),
+            ("held_style", "style_reference", ""), ("style_reference", "", "control"),
         ):  # fmt: skip
             if getattr(self, way) == type(self).model_fields[way].get_default(call_default_factory=True):
                 continue
             if needs and not any(getattr(self, need) for need in needs.split(" or ")):
                 raise ValueError(f"{way} goes with {needs}; leave it out or give {needs}")
             if clash and getattr(self, clash):
-                raise ValueError(f"{way} and {clash} are two ways; a word leaves the network as it is, so choose one")
+                raise ValueError(f"{way} and {clash} are two ways, and each leaves the network otherwise; choose one")
+        if (self.control or self.style_reference) and (self.lora or self.subject or self.word):
+            raise ValueError(
+                "control and style_reference leave the model as it is; with them no other way of tuning, so choose one"
+            )
+        if len(set(self.control)) < len(self.control):
+            raise ValueError("control names a kind twice; name each once")
         if self.subject and self.prior_weight and not self.class_prompt and " " not in self.subject:
             raise ValueError("subject names no class to keep; give class_prompt, or prior_weight 0")
         if self.prior_count != 64 and not self.prior_weight:
@@ -133,11 +146,18 @@ class Recipe(LoopSettings, Tuning, Pictures):
             for own in ("augment", "buckets"):
                 if self.autoencoder and getattr(self, own):
                     raise ValueError(f"{own} is for pixels, latents are made once before; leave {own} out, or autoencoder")
+            for name in self.control:
+                from unfog.modalities.image.controls import CONTROLS
+
+                lookup(CONTROLS, name, "control")
             return self
         kind = modality(self.kind)
         lookup({**NETWORKS, **kind.networks}, self.network, "network")
-        for name, field in [*Pictures.model_fields.items(), *((n, Tuning.model_fields[n]) for n in ("subject", "word"))]:
-            if getattr(self, name) != field.get_default():
+        for name, field in [
+            *Pictures.model_fields.items(),
+            *((n, Tuning.model_fields[n]) for n in ("subject", "word", "control", "style_reference")),
+        ]:
+            if getattr(self, name) != field.get_default(call_default_factory=True):
                 raise ValueError(f"{name}: is for pictures, not for the kind {self.kind}; leave it out")
         try:
             kind.options.model_validate(self.options)

@@ -48,6 +48,7 @@ from unfog.training.progress import Shown
 from unfog.training.recipe import Recipe, checked, read_recipe
 from unfog.training.report import write_report
 from unfog.training.states import text_states
+from unfog.training.steering import steered_corpora
 from unfog.training.telemetry import ABOUT, Telemetry
 from unfog.training.trackers import Trackers, check_trackers
 from unfog.training.tuning import named, prepare, settled, tuned, with_prior
@@ -274,7 +275,7 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     if not peers.leads:
         peers.wait()  # for the leader's text states and pictures
     if isinstance(corpus, PictureCorpus):
-        corpus = with_prior(recipe, corpus, model, out)
+        corpus, held = steered_corpora(recipe, [with_prior(recipe, corpus, model, out), held])
     for part in {id(c): c for c in (corpus, held)}.values():
         if isinstance(part, PictureCorpus) and encoder is not None:
             text_states(part, encoder, out)
@@ -284,7 +285,8 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         peers.wait()
     process, project = Gaussian(schedule_from_config(recipe.schedule)), modality(recipe.kind).project
     begun = request.resume and bool(saved_steps(out))
-    if not (begun or recipe.subject or recipe.word):  # few pictures called alike are what the latter two are for
+    added = recipe.control or recipe.style_reference
+    if not (begun or recipe.subject or recipe.word or added):  # few pictures called alike are what these two are for
         plain = Preconditioned(network, process, recipe.prediction, project=project)
         guard(Scene(recipe, corpus, held, plain, network, device, model), request.force, shown=peers.leads)
     way = prepare(recipe, network)

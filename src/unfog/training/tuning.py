@@ -1,4 +1,4 @@
-"""Fine-tuning, four ways on one path: all weights, low-rank branches, a subject whose class is kept, a learned word.
+"""Fine-tuning on one path: all weights, low-rank branches, a subject whose class is kept, a learned word, a control branch.
 
     subject:  loss = E‖x̂₀(x_t, "a sks cat") − x₀‖² + prior_weight · E‖x̂₀(x′_t, "a cat") − x′₀‖²,  x′₀ made by the start model
 
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from unfog.adapters import FORMAT, Base, Card, save_adapter
+from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError
 from unfog.files import MANIFEST, read_checked, write_atomic, write_folder
+from unfog.modalities.image.controls import CONTROLS
 from unfog.modalities.image.data import PictureSet
 from unfog.networks import lora, words
 from unfog.networks.text import TextEncoder
@@ -32,9 +34,9 @@ from unfog.training.loop import Batch
 from unfog.training.picture_corpus import PictureCorpus, build_corpus
 from unfog.training.recipe import Recipe, Tuning, checked
 from unfog.training.states import CHUNK
+from unfog.training.steering import branch_of
 
 if TYPE_CHECKING:
-    from unfog.diffusion.denoisers import Preconditioned
     from unfog.model import Model
     from unfog.requests import EstimateRequest, TrainRequest
 
@@ -58,12 +60,13 @@ def settled(recipe: Recipe, request: TrainRequest | EstimateRequest, model: Mode
         update |= {"warm_up": 20} | ({"lr": WORD_LR} if word else {})
     if (subject or word) and recipe.kind == "image":
         update["recolour"] = 0.0  # what is learned has its own colours
-    if asked.get("lora") or recipe.lora or word:
+    if asked.get("lora") or recipe.lora or word or recipe.control or recipe.style_reference:
         update["snapshots"] = 0  # averages of branches or words are no model's
     fields = {name: getattr(recipe, name) for name in type(recipe).model_fields}  # also those that a dump leaves out
     recipe = checked({**fields, **update}, str(request.source))
-    if model is None and (recipe.lora or recipe.subject or recipe.word):
-        way = "lora" if recipe.lora else "subject" if recipe.subject else "word"
+    if model is None and (
+        way := next((way for way in ("lora", "subject", "word", "control", "style_reference") if getattr(recipe, way)), None)
+    ):
         raise UserError(f"{way}: tunes a model that is there; name it with --start")
     if model is not None and recipe.lora:
         network = model.denoiser.network
@@ -219,6 +222,12 @@ def prepare(recipe: Recipe, network: nn.Module) -> str:
         layers = lora.add(network, recipe.lora, recipe.lora_alpha, recipe.lora_targets, recipe.seed)
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad) / 1e6
         return f", {trained:.2f}M of them in branches of rank {recipe.lora} beside {len(layers)} layers"
+    if recipe.control:
+        network.requires_grad_(False).eval()
+        return f" frozen, a branch learned for {', '.join(recipe.control)}"
+    if recipe.style_reference:
+        network.requires_grad_(False).eval()
+        return " frozen, a reader of style learned"
     if recipe.word:
         network.requires_grad_(False).eval()
         return f" frozen, {recipe.word_vectors} vectors learned"
@@ -268,6 +277,21 @@ def tuned(recipe: Recipe, network: nn.Module, denoiser: Preconditioned, corpora:
 
         task = TunedDenoising(recipe, corpus, denoiser, network, device, word, encoder)
         return Tuned(word, task, tell, keep_word, model=False)
+    if recipe.control or recipe.style_reference:
+        branch, whole = branch_of(recipe, network)
+        way = "control" if recipe.control else "style"
+
+        def keep_branch(out: Path, average: nn.Module, step: int, losses: dict[str, float]) -> None:
+            tensors = {key: value.detach().cpu().half() for key, value in average.state_dict().items()}
+            save_adapter(
+                out / "adapter",
+                card(way, step, losses, controls={kind: CONTROLS[kind].channels for kind in recipe.control}),
+                tensors,
+            )
+
+        steered = whole(branch.to(device))
+        asked = Preconditioned(steered, denoiser.process, recipe.prediction)
+        return Tuned(branch, Denoising(recipe, corpus, asked, steered, device), whole, keep_branch, model=False)
     kind = TunedDenoising if recipe.subject else Denoising
     plain = kind(recipe, corpus, denoiser, network, device)
     if recipe.lora:
