@@ -99,7 +99,7 @@ def tiles(model: Any) -> list[np.ndarray]:
     raw = np.stack([4 * x, 4 * y, 255 - 4 * x, np.full_like(x, 255)], -1).astype(np.uint8)
     shown = []
     for prompt in ("a stone wall", "blue water waves", "green leaves"):
-        plain, tile = (edited(model, raw, prompt=prompt, strength=0.85, tile=t)[0] for t in (False, True))
+        plain, tile = (edited(model, raw, prompt=prompt, strength=0.7, tile=t)[0] for t in (False, True))
         print(f"tile {prompt}: seam/inside {seam(raw):.1f} before, {seam(plain):.2f} without, {seam(tile):.2f} with", flush=True)
         shown.append(np.tile(tile, (2, 2, 1)))
     return shown

@@ -14,7 +14,7 @@ arXiv:2010.02502, §4.3; Bar-Tal et al. 2023, arXiv:2302.08113 (windows).
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from unfog.edits import EditRequest
 from unfog.model import Model
 from unfog.requests import Progress, Result
 
-WAYS = {"again": Again, "original": Reworded, "variations": Varied, "towards": Led}
+WAYS: dict[str, Callable[[Work], Way]] = {"again": Again, "original": Reworded, "variations": Varied, "towards": Led}
 TOLD = ("mask", "canvas", "tile", "original", "variations", "towards", "towards_prompt", "towards_seed", "frames", "literal")
 
 

@@ -102,7 +102,8 @@ def _pieces(encoder: TextEncoder, said: tuple[Fragment, ...], words: Mapping[str
     said = tuple(fragment for fragment in said if fragment.weight > 0.0)
     rows, owners, begins = _tokens(encoder, said, words)
     first, last = (encoder.embed(torch.tensor([i])) for i in encoder.whole.encode("").ids)
-    found, start = [], 0
+    found: list[Tensor] = []
+    start = 0
     while start < len(rows) or not found:
         end = min(start + ROOM, len(rows))
         if end < len(rows):  # not within a word, unless it is longer than a piece
