@@ -156,3 +156,21 @@ def test_mistakes_are_told_before_anything_is_made(model):
 
     with pytest.raises(UserError, match="prompt: the weight 99"):
         next(model.stream(GenerateRequest(prompts=["a cat", "a (dog:99)"], seed=1)))
+
+
+@pytest.mark.slow
+def test_more_weight_makes_more_of_it(model):
+    import numpy as np
+
+    from unfog.requests import GenerateRequest, Result
+
+    prompts = [
+        p.format(w) for p in ("a (red:{}) apple and a green leaf", "a blue heart with a (red:{}) ribbon") for w in (0.5, 1.5)
+    ]
+    request = GenerateRequest(prompts=prompts, seed=0, steps=6, batch=4)
+    red = []
+    for result in model.stream(request):
+        if isinstance(result, Result):
+            p = np.asarray(result.item).astype(float)
+            red.append(((p[..., 0] - p[..., 1:3].mean(-1)) * p[..., 3]).sum() / p[..., 3].sum())
+    assert red[1] > red[0] + 10 and red[3] > red[2] + 10

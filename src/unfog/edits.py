@@ -68,7 +68,7 @@ class EditRequest(Request):
         given = [name for name in ("mask", "keep", "strength", "canvas", "original", "variations", "frames", "negative")
                  if getattr(self, name) is not None]  # fmt: skip
         given += ["tile"] * self.tile + ["n"] * (self.n > 1)
-        alone = {"again": ("frames",), "original": ("variations", "frames", "canvas", "tile", "negative"),
+        alone = {"again": ("frames",), "original": ("variations", "frames", "canvas", "tile"),
                  "variations": ("original", "frames", "canvas", "tile", "strength"),
                  "towards": ("original", "variations", "mask", "keep", "canvas", "tile", "strength", "n")}[way]  # fmt: skip
         if self.frames is not None and way != "towards":

@@ -24,7 +24,7 @@ def test_seeds_names_and_recipes(unfog_command, model):
 
 def test_options_reach_the_request(unfog_command, model):
     words = ["--style", "noto", "--steps", 3, "--scale", 1.5, "--seed", 0, "--sampler", "heun", "--negative", "blue", "--strict"]
-    words += ["--aspect", "3:2"]
+    words += ["--aspect", "3:2", "--literal"]
     code, paths, _ = unfog_command("generate", "x", *words, "--batch", 8, "--model", "my-model")
     (request,) = model.requests
     assert code == 0 and paths == ["out/x-noto-0.png"]
@@ -40,6 +40,7 @@ def test_options_reach_the_request(unfog_command, model):
         "negative": "blue",
         "batch": 8,
         "strict": True,
+        "literal": True,
         "shard": None,
         "novel": None,
         "against": None,

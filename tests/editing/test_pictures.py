@@ -91,9 +91,9 @@ def seam(pixels):
 def test_a_tile_has_no_seam(model):
     raw = wheel()
     raw[..., 3] = 255
-    fields = {"prompt": "a stone wall", "strength": 0.7, "steps": 10}
+    fields = {"prompt": "a stone wall", "strength": 0.8, "steps": 10}
     plain, tiled = (seam(made(model, raw, **fields, tile=tile)[0].item) for tile in (False, True))
-    assert seam(raw) > 10 and plain > 1.5 and tiled < 1.3
+    assert seam(raw) > 10 and tiled < 0.6 * plain
 
 
 def test_without_a_change_nothing_changes(model):
@@ -144,7 +144,6 @@ def test_frames_lead_from_one_to_the_other(model, tmp_path):
         ({"towards_seed": 1, "n": 2}, "n: cannot be asked for together with towards"),
         ({"towards_seed": 1, "towards": "b.png"}, "towards_seed: cannot be asked for together with towards"),
         ({"frames": 3}, "frames: are of a way towards something"),
-        ({"original": "a", "negative": "b"}, "negative: cannot be asked for together with original"),
         ({"variations": 0.5, "sampler": "heun"}, "sampler: an item goes through its own noise by ddim"),
         ({"towards": "none.png"}, "none.png: cannot be read"),
         ({"mask": "none.png"}, "none.png: cannot be read"),

@@ -2,7 +2,7 @@
 
     again       x_t = α(t)·x0 + σ(t)·ε at the t that leaves a share `strength` of the grid, then sample from there; around what is
                 kept (D ← x0 there), on a canvas (D is the mean over windows), as a tile (windows on a torus)
-    reworded    down the flow to noise under the old prompt, back under D_old + s·(D_new − D_old)
+    reworded    down the flow to noise under the old prompt, back under the new one, with what the old one lacked of the item
     varied      down to noise, along the sphere towards fresh noise, back
     led         the same between two items, prompts or seeds, frame by frame
 

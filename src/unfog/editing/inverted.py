@@ -1,6 +1,6 @@
 """An item changed through its own noise: down the probability-flow ODE, changed there or on the way back.
 
-    reworded    back by D_old + s·(D_new − D_old): where the prompts agree on x_t the item goes back to itself
+    reworded    back under the new prompt, with what the old one's guided estimate lacked of the item added to each estimate
     varied      noise ← slerp(noise, fresh noise, amount)
     led         noise ← slerp(a's, b's, w), D ← (1 − w)·D_a + w·D_b, for w from 0 to 1
 
@@ -38,10 +38,13 @@ LOWEST = 0.002  # the level σ/α from which the way down begins, where the mode
 
 @dataclass
 class Noisy:
-    """Where an item's way down ends, x (1, *D), and what is to be added to D in each row of the way back, (rows, 1, *D)."""
+    """Where an item's way down ends, x (1, *D), and of each row of the way back: what is to be added to D (rows, 1, *D), and
+    where the item itself is then."""
 
     x: Tensor
     rest: Tensor
+    path: tuple[Tensor, ...] = ()
+    exact: tuple[Tensor, ...] = ()  # the estimates that lead along it
 
 
 class Mended:
@@ -81,14 +84,16 @@ class _Through:
         """Evaluations done, and at last where it ends."""
         rows = self.each
         script = work.script(prompt, None, work.request.seed or 0, rows, rows, 1.0)
-        script.row, found = rows - 1, []
+        script.row, found, path = rows - 1, [], []
         for state in run(self.down, script, begin(self.down, self.alpha * work.x0)):
             script.row = min(rows - state.nfe, rows - 1)  # the row of the way back that is at this level
             found.append(state.x0)
+            path.append(state.x)
             yield state.nfe, None
         script.row = 0
         found.append(script(state.x, self.plan.start))
-        yield rows + 1, Noisy(state.x, torch.stack([found[k - 1] - found[k] for k in range(rows, 0, -1)]))
+        rest = torch.stack([found[k - 1] - found[k] for k in range(rows, 0, -1)])
+        yield rows + 1, Noisy(state.x, rest, tuple(path[::-1]), tuple(found[-2::-1]))
 
     def _back(self, noisy: Noisy, prompt: Prompt, negative: Prompt | None, seed: int) -> Iterator[State]:
         script = self.work.script(prompt, negative, seed, self.each, self.each, self.scale)
@@ -104,17 +109,31 @@ class Reworded(_Through):
 
     def __init__(self, work: Work) -> None:
         request = work.request
-        super().__init__(work, request.strength or 1.0, work.model.defaults["scale"])
+        # half of the model's own guidance: the difference of two prompts is followed, and the item is to be known again
+        super().__init__(work, request.strength or 1.0, 0.5 + 0.5 * work.model.defaults["scale"])
         self.prompt, self.original = work.read(request.prompt), work.read(request.original or "")
+        self.negative = None if request.negative is None else work.read(request.negative)
+        self.before += self.each if self.scale != 1.0 else 0
 
     def begin(self) -> Iterator[int]:
         for nfe, noisy in self._down(self.work, self.original):
             self.noisy = noisy
             yield nfe
+        assert self.noisy is not None
+        if self.scale == 1.0:
+            return
+        # what the guided estimate lacks, where the item is, instead of what the unguided one does
+        seed, rest = self.work.request.seed or 0, []
+        guided = self.work.script(self.original, self.negative, seed, self.each, self.each, self.scale)
+        for row, x in enumerate(self.noisy.path):
+            guided.row = row
+            rest.append(self.noisy.exact[row] - guided(x, float(self.plan.t[row])))
+            yield self.each + 2 + row
+        self.noisy = replace(self.noisy, rest=torch.stack(rest))
 
     def make(self, k: int) -> Iterator[State]:
         assert self.noisy is not None
-        return self._back(self.noisy, self.prompt, self.original, (self.work.request.seed or 0) + k)
+        return self._back(self.noisy, self.prompt, self.negative, (self.work.request.seed or 0) + k)
 
 
 class Varied(_Through):
