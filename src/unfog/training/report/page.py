@@ -53,10 +53,12 @@ def _facts(run: Run) -> list[tuple[str, Any]]:
     if recipe:
         facts.append(("data", _data(run)))
         parameters = number(about.get("parameters"))
-        facts.append(("network", f"{recipe.get('network')}" + (f", {parameters / 1e6:.1f}M parameters" if parameters else "")
-                      + f", {recipe.get('size')} pixels a side"))  # fmt: skip
-        facts.append(("training", f"batch {recipe.get('batch')}, lr {recipe.get('lr')}, predicts {recipe.get('prediction')}, "
-                      f"dropout {recipe.get('dropout')}, average {recipe.get('ema')}, seed {recipe.get('seed')}"))  # fmt: skip
+        learns = recipe.get("learns")  # of an autoencoder
+        size = f", {parameters / 1e6:.1f}M parameters" if parameters else ""
+        facts.append(("network", f"{learns or recipe.get('network')}{size}, {recipe.get('size')} pixels a side"))
+        facts.append(("training", f"batch {recipe.get('batch')}, lr {recipe.get('lr')}, "
+                      + ("" if learns else f"predicts {recipe.get('prediction')}, dropout {recipe.get('dropout')}, ")
+                      + f"average {recipe.get('ema')}, seed {recipe.get('seed')}"))  # fmt: skip
     if about.get("device"):
         count = about.get("processes", 1)
         facts.append(("machine", f"{about['device']} {about.get('dtype', '')}" + (f", {count} processes" if count != 1 else "")))
@@ -81,7 +83,11 @@ def _facts(run: Run) -> list[tuple[str, Any]]:
         for level, loss in held.items():
             error = number(errors.get(level)) if isinstance(errors, dict) else None
             told.append(f"{level}: {loss:.4g}" + (f" ± {error:.2g}" if error is not None else "") if loss is not None else level)
-        facts.append((f"held-out loss, step {last['step']:,}", "; ".join(told)))
+        if told:
+            facts.append((f"held-out loss, step {last['step']:,}", "; ".join(told)))
+        decibels = number(last["held_out"].get("psnr"))  # of an autoencoder
+        if decibels is not None:
+            facts.append((f"held-out PSNR, step {last['step']:,}", f"{decibels:.2f} dB"))
     return facts
 
 
@@ -155,6 +161,8 @@ def plots(run: Run) -> list[str]:
                                     Series("smoothed", steps, smoothed(loss), 1)], "loss", log=True, marks=marks),
         line_plot("Loss at fixed noise, by ln(sigma/alpha)", by_bin("held_out", " held out" if trained else "")
                   + by_bin("train", " train", True), "loss", log=True, marks=marks),
+        line_plot("Held-out pictures and their reconstructions", [Series("PSNR", *run.of("held_out", "psnr"), colour=1)], "dB",
+                  marks=marks),
         line_plot("Held-out loss over that of training pictures", ratio("held_out", "train"), "ratio", marks=marks),
         line_plot("Gradient norm before clipping", [Series("largest", steps, largest, 4, faint=True),
                                                     Series("mean", steps, grad, 1)], "norm", log=True, marks=marks),
