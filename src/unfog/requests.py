@@ -83,7 +83,9 @@ class GenerateRequest(Request):
         strict=True,
         description="true for pictures whose every bit is the same in any batch and with any number of threads",
     )
-
+    settings: dict[Name, Name] = Field(
+        default_factory=dict, max_length=20, description="names and values that only this model knows, such as size: 768x512"
+    )
     shard: str | None = Field(
         None,
         max_length=20,
@@ -378,8 +380,8 @@ class Result:
     """One finished item (a picture: PIL, straight-alpha RGBA), where it stands in the request, and all that remakes it.
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
-    plan (its sha256) where the sampler is a plan learned for this model, aspect where one was asked for, adapters (name,
-    hash, strength) where there are any, and novel (seed, try) where it was made again because that seed gave a copy.
+    plan (its sha256) where the sampler is a plan learned for this model, aspect and settings where asked for, adapters
+    (name, hash, strength) where there are any, and novel (seed, try) where it was made again because that seed gave a copy.
     """
 
     item: Any
@@ -409,5 +411,5 @@ def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:
         if recipe[key] is None:
             raise UserError(f"recipe: {key} is not set; give a picture that unfog made")
     fields = {key: recipe[key] for key in ("negative", "style", "seed", "sampler", "steps", "scale")}
-    fields |= {"aspect": recipe["aspect"]} if "aspect" in recipe else {}
+    fields |= {key: recipe[key] for key in ("aspect", "settings") if key in recipe}
     return check(GenerateRequest, {"prompts": [recipe["prompt"]], "strict": recipe.get("strict", False), **fields})

@@ -40,6 +40,7 @@ def test_options_reach_the_request(unfog_command, model):
         "negative": "blue",
         "batch": 8,
         "strict": True,
+        "settings": {},
         "shard": None,
         "novel": None,
         "against": None,
