@@ -11,9 +11,9 @@ import unfog
 
 SOURCE = Path(unfog.__file__).parent
 # each part may import itself and what stands to the right of it; a list of parts on one level are not ordered
-LEVELS = [["cli"], ["plots", "claims"], ["training", "evaluation", "editing", "forecasting"], ["model"], ["adapters"],
-          ["modalities"], ["networks", "diffusion"], ["precision", "data", "page"], ["requests", "files", "checks"], ["schema"],
-          ["errors"]]  # fmt: skip
+LEVELS = [["cli"], ["plots", "claims"], ["training", "evaluation", "editing", "forecasting"], ["interop"], ["model"],
+          ["adapters", "parts"], ["modalities"], ["networks", "diffusion"], ["precision", "data", "page"],
+          ["requests", "files", "checks"], ["schema"], ["errors"]]  # fmt: skip
 LEVEL = {part: i for i, level in enumerate(LEVELS) for part in level}
 SIDEWAYS = {("training", "evaluation")}  # a report on a run looks for copies by the same rule as the evaluation of a model
 

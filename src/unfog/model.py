@@ -196,7 +196,8 @@ class Model:
 
     @property
     def codec(self) -> Any:
-        return self.space.codec if isinstance(self.space, Asking) else self.pictures.codec
+        space: Any = self.space
+        return space.codec if isinstance(space, Asking) else self.pictures.codec
 
     def frame(self, aspect: str | None = None) -> tuple[int, int]:
         """Width and height of a picture: near the aspect W:H, or the squarest. Raises UserError where none is near."""
