@@ -196,8 +196,8 @@ class Model:
 
     @property
     def codec(self) -> Any:
-        space: Any = self.space
-        return space.codec if isinstance(space, Asking) else self.pictures.codec
+        own: Any = self.space if isinstance(self.space, Asking) else self.pictures
+        return own.codec
 
     def frame(self, aspect: str | None = None) -> tuple[int, int]:
         """Width and height of a picture: near the aspect W:H, or the squarest. Raises UserError where none is near."""

@@ -176,3 +176,30 @@ def test_latents_of_xl(large, settings):
 
 def test_xl_makes_a_picture(large):
     assert large[0].generate("a cat", seed=1, steps=2, settings={"crop": "0,8"})[0].size == (32, 32)
+
+
+def test_the_command_line(folders, tmp_path, capfd, monkeypatch):
+    from PIL import Image
+
+    from unfog.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "a red apple", "--model", str(folders["sd1"]), "--steps", "2", "--seed", "7"]
+    assert main([*words, "--set", "size=48x32"]) == 0
+    (path,) = capfd.readouterr().out.splitlines()
+    with Image.open(path) as picture:
+        assert picture.size == (48, 32)
+    before = Path(path).read_bytes()
+    assert main(["generate", "--like", path, "--model", str(folders["sd1"])]) == 0
+    assert Path(path).read_bytes() == before
+    for wrong, said in (
+        (["--set", "size=48x32", "--aspect", "3:2"], "leave one out"),
+        (["--set", "size"], "NAME=VALUE"),
+        (["--set", "crop=0,0"], "is unknown"),
+        (["--style", "noto"], "unknown"),
+        (["--prediction", "vv"], "did you mean v"),
+    ):
+        capfd.readouterr()
+        assert main([*words, *wrong]) == 2
+        error = capfd.readouterr().err.strip()
+        assert said in error and len(error.splitlines()) == 1

@@ -61,9 +61,11 @@ def old_vae(name):
 def made(tmp_path_factory):
     place = tmp_path_factory.mktemp("single")
     folder = tiny.stable_diffusion(place / "sd")
-    network, text, vae = tiny.unet(0, text=64, attention_head_dim=8), tiny.clip(0, width=64, heads=1), tiny.vae(0)
+    network = tiny.unet(0, text=64, attention_head_dim=8, norm_num_groups=32)  # as all of the real ones have it
+    text, vae = tiny.clip(0, width=64, heads=1), tiny.vae(0, norm_num_groups=32)
     network.save_pretrained(folder / "unet")
     text.save_pretrained(folder / "text_encoder")
+    vae.save_pretrained(folder / "vae")
     tensors = {"model.diffusion_model." + old_unet(name, {0}): t for name, t in network.state_dict().items()}
     for name, t in vae.state_dict().items():
         flat = ".attentions." in name and t.ndim == 2

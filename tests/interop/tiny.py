@@ -48,9 +48,11 @@ def vae(seed: int = 0, channels: int = 4, **fields):
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
-    return AutoencoderKL(block_out_channels=(32, 64), in_channels=3, out_channels=3, latent_channels=channels, norm_num_groups=8,
-                         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                         **fields).eval()  # fmt: skip
+    settings = {
+        "block_out_channels": (32, 64), "in_channels": 3, "out_channels": 3, "latent_channels": channels, "norm_num_groups": 8,
+        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, **fields,
+    }  # fmt: skip
+    return AutoencoderKL(**settings).eval()
 
 
 def unet(seed: int = 0, text: int = 32, **fields):

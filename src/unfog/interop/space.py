@@ -114,20 +114,12 @@ class LatentSpace:
         for name in given:
             if name not in known:
                 raise unknown("setting", name, known)
-        side = self.codec.factor * 8  # U-Nets halve three times
-        if "size" in given:
-            if request.aspect is not None:
-                raise UserError("size: is given together with aspect; leave one out")
-            width, height = _pair("size", given["size"], "x")
-        elif request.aspect is not None:
-            w, h = map(int, request.aspect.split(":"))
-            ratio = math.sqrt(w / h)
-            width, height = (max(round(self.size * r / side), 1) * side for r in (ratio, 1 / ratio))
-        else:
-            width = height = self.size
+        if "size" in given and request.aspect is not None:
+            raise UserError("size: is given together with aspect; leave one out")
+        found: dict[str, Any] = {"settings": given} if given else {}
+        width, height = self._size({"aspect": request.aspect, **found})
         if width % self.codec.factor or height % self.codec.factor or not 8 <= min(width, height) <= max(width, height) <= 8192:
             raise UserError(f"size: must be multiples of {self.codec.factor} up to 8192, got {width}x{height}")
-        found: dict[str, Any] = {"settings": {**given, "size": f"{width}x{height}"}}
         for name in ("original", "target", "crop"):
             if name in given:
                 _pair(name, given[name], "," if name == "crop" else "x")
@@ -138,8 +130,16 @@ class LatentSpace:
         return self.codec.shape(width, height)
 
     def _size(self, settings: Mapping[str, Any]) -> tuple[int, int]:
-        own = settings.get("settings", {})
-        return _pair("size", own["size"], "x") if "size" in own else (self.size, self.size)
+        """Width and height in pixels: as asked for, near an aspect at the usual area, or the usual square."""
+        own, aspect = settings.get("settings", {}), settings.get("aspect")
+        if "size" in own:
+            return _pair("size", own["size"], "x")
+        if aspect is None:
+            return self.size, self.size
+        w, h = map(int, aspect.split(":"))
+        side = self.codec.factor * 8  # U-Nets halve three times
+        width, height = (max(round(self.size * ratio / side), 1) * side for ratio in (math.sqrt(w / h), math.sqrt(h / w)))
+        return width, height
 
     def both(self, prompts: Sequence[str], negative: str | None, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
         """Prompts and what to avoid, encoded together, equally long."""
