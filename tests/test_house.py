@@ -11,8 +11,8 @@ import unfog
 
 SOURCE = Path(unfog.__file__).parent
 # each part may import itself and what stands to the right of it; a list of parts on one level are not ordered
-LEVELS = [["cli"], ["plots", "claims"], ["training", "evaluation", "editing", "forecasting"], ["model"], ["steer"],
-          ["adapters", "script"], ["modalities"], ["networks", "diffusion"], ["precision", "data", "page", "edits"],
+LEVELS = [["cli"], ["plots", "claims"], ["training", "evaluation", "editing", "forecasting"], ["interop"], ["model"], ["steer"],
+          ["adapters", "script", "parts"], ["modalities"], ["networks", "diffusion"], ["precision", "data", "page", "edits"],
           ["requests", "files", "checks"], ["wishes"], ["schema", "prompts"], ["errors"]]  # fmt: skip
 LEVEL = {part: i for i, level in enumerate(LEVELS) for part in level}
 SIDEWAYS = {("training", "evaluation")}  # a report on a run looks for copies by the same rule as the evaluation of a model

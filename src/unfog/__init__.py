@@ -22,11 +22,18 @@ __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "load"]
 
 
-def load(name: str | Path, device: str | None = None, adapters: Sequence[str | Path] = (), any_base: bool = False) -> Model:
-    """A shipped model by name ("emoji-64"), a model folder, or a training run's folder.
+def load(
+    name: str | Path,
+    device: str | None = None,
+    adapters: Sequence[str | Path] = (),
+    any_base: bool = False,
+    prediction: str | None = None,
+) -> Model:
+    """A shipped model by name ("emoji-64"), a model folder, a training run's folder, or a folder of Stable Diffusion's.
 
     adapters: folders of what fine-tuning learned, as PATH or PATH:STRENGTH. any_base: use them on another model than theirs.
+    prediction: eps or v, where a folder of Stable Diffusion's does not say what its network predicts.
     """
     from unfog.model import load
 
-    return load(name, device, adapters, any_base)
+    return load(name, device, adapters, any_base, prediction)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +19,30 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.adapters import changed, read_adapters, recorded, words
-from unfog.diffusion import Gaussian, Noise, Plan, State, begin, make_grid, make_plan, process_from_config, run
+from unfog.diffusion import (
+    Gaussian,
+    Noise,
+    Plan,
+    State,
+    begin,
+    make_grid,
+    make_plan,
+    process_from_config,
+    run,
+    schedule_from_config,
+)
 from unfog.diffusion.denoisers import OneByOne, Preconditioned, one_thread
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.diffusion.samplers import SAMPLERS, sampler_name
 from unfog.errors import UserError, unknown
-from unfog.files import MANIFEST, load_weights, read_checked, sha256, write_atomic, write_folder, write_weights
+from unfog.files import load_weights, read_checked, sha256, write_weights
 from unfog.modalities import build_network, modality
 from unfog.modalities.contract import Cond, without
-from unfog.modalities.image.codec import RGBACodec
 from unfog.modalities.image.latent import WEIGHTS as AUTOENCODER
 from unfog.modalities.image.latent import LatentCodec
 from unfog.modalities.image.space import PictureSpace
+from unfog.parts import PLANS, Asking, Parts, folder_hash
+from unfog.parts import add_plan as add_plan
 from unfog.precision import fastest
 from unfog.prompts import LANGUAGE, Prompt
 from unfog.requests import GenerateRequest, Progress, Result, check
@@ -38,13 +50,14 @@ from unfog.script import Item, Script, beyond, read
 from unfog.steer import Hints, Timed, hints_of, shipped, steered
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from unfog.training.corpus import Corpus
     from unfog.training.recipe import Recipe
 
 FORMAT = 1
 WEIGHTS = "network.safetensors"
 CARD = "model.json"
-PLANS = "plans.json"
 
 
 def save_model(
@@ -57,7 +70,7 @@ def save_model(
     processes: int = 1,
 ) -> None:
     """Write a model folder whole: float16 weights, everything that sampling needs, what it was trained on."""
-    process, seen = Gaussian(_schedule(recipe)), "pictures_seen" if recipe.kind == "image" else "items_seen"
+    process, seen = Gaussian(schedule_from_config(recipe.schedule)), "pictures_seen" if recipe.kind == "image" else "items_seen"
     card = {
         "format": FORMAT,
         "name": recipe.name,
@@ -79,37 +92,17 @@ def save_model(
     write_weights(folder, WEIGHTS, weights, CARD, card, others)
 
 
-def _hash(folder: Path) -> str:
-    """The manifest's sha256, as it is without learned plans: adding one changes nothing about the pictures made before."""
-    entries = json.loads((folder / MANIFEST).read_bytes())
-    entries.pop(PLANS, None)
-    return sha256((json.dumps(entries, indent=1) + "\n").encode())[:16]
-
-
-def add_plan(folder: Path, out: Path, name: str, entry: dict[str, Any]) -> None:
-    """Write the model of `folder` with one more learned plan to `out` (the same folder, to add it), whole or not at all.
-
-    entry: plan (Plan.to_dict), scale, and what its report says.
-    """
-    plans = json.loads(read_checked(folder, PLANS)) if (folder / PLANS).is_file() else {}
-    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name not in (PLANS, MANIFEST)}
-
-    def write(temporary: Path) -> None:
-        for file, data in kept.items():
-            write_atomic(temporary / file, data)
-        write_atomic(temporary / PLANS, (json.dumps({**plans, name: entry}, indent=1) + "\n").encode())
-
-    write_folder(out, write)
-
-
-def _schedule(recipe: Recipe) -> Any:
-    from unfog.diffusion import schedule_from_config
-
-    return schedule_from_config(recipe.schedule)
-
-
 class Model:
     """A loaded model. `name`, `hash`, `styles` and `defaults` say what it is; `stream` and `generate` make pictures."""
+
+    grids: Callable[[str, int], np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, parts: Parts) -> Model:
+        """A model of parts that were read elsewhere."""
+        model = cls.__new__(cls)
+        vars(model).update(vars(parts))
+        return model
 
     def __init__(self, folder: Path, device: str | None = None, dtype: torch.dtype | None = None,
                  adapters: Sequence[str | Path] = (), any_base: bool = False) -> None:  # fmt: skip
@@ -135,7 +128,7 @@ class Model:
         self.folder, self.card, self.kind = folder, card, kind
         self.name: str = card["name"]
         self.plans: dict[str, dict[str, Any]] = json.loads(read_checked(folder, PLANS)) if (folder / PLANS).is_file() else {}
-        self.hash = _hash(folder)
+        self.hash = folder_hash(folder)
         self.styles: list[str] = card["styles"]
         self.defaults: dict[str, Any] = card["defaults"]
         try:
@@ -189,7 +182,10 @@ class Model:
         steps = steps or self.defaults["steps"]
         # the weights of "auto" were learned for its own levels
         options = {"dimension": math.prod(self.space.shape)} if name == "auto" else {}
-        grid = make_grid("auto" if name == "auto" else "logsnr", schedule, steps, **options)
+        if self.grids is not None and name != "auto":
+            grid = self.grids(name, steps)
+        else:
+            grid = make_grid("auto" if name == "auto" else "logsnr", schedule, steps, **options)
         return make_plan(name, schedule, grid[-1 - max(round(share * steps), 1) :])
 
     def evaluations(self, sampler: str | None = None, steps: int | None = None, scale: float | None = None) -> int:
@@ -215,8 +211,9 @@ class Model:
         return self.pictures.buckets
 
     @property
-    def codec(self) -> RGBACodec | LatentCodec:
-        return self.pictures.codec
+    def codec(self) -> Any:
+        own: Any = self.space if isinstance(self.space, Asking) else self.pictures
+        return own.codec
 
     def frame(self, aspect: str | None = None) -> tuple[int, int]:
         """Width and height of a picture: near the aspect W:H, or the squarest. Raises UserError where none is near."""
@@ -230,9 +227,12 @@ class Model:
         """On the model's device, numbers in its own dtype."""
         return {k: v.to(self.device, self.dtype) if v.is_floating_point() else v.to(self.device) for k, v in cond.items()}
 
-    def asked(self, items: Sequence[Item], negative: Any) -> tuple[Cond, Cond]:
+    def asked(self, items: Sequence[Item], negative: Any, settings: Mapping[str, Any] | None = None) -> tuple[Cond, Cond]:
         """What (prompt, style, seed) say, and guidance's other branch: nothing, or a negative prompt. Prompts: text as it
         stands, or fragments with weights (`networks/said.py`) where the space reads the prompt language."""
+        if isinstance(self.space, Asking):
+            cond, other = self.space.both([p for p, _, _ in items], negative, settings or {})
+            return self._told(cond), self._told(other)
         if isinstance(self.space, PictureSpace):
             cond = self.condition([p for p, _, _ in items], [s for _, s, _ in items])
             # against a negative prompt the style stays, else the style itself would be pushed away from
@@ -263,10 +263,14 @@ class Model:
         """Sampler, steps, scale, ... of a request, defaults filled in. Raises UserError for what the model does not know."""
         if request.style is not None and request.style not in self.styles:
             raise unknown("style", request.style, self.styles)
-        if request.aspect is not None:  # refused before anything is made
+        if request.aspect is not None and not isinstance(self.space, Asking):  # refused before anything is made
             self.frame(request.aspect)
         for text in (*request.prompts, request.negative):
             read(self.space, text, request.literal)
+        if isinstance(self.space, Asking):
+            return {**self._settings(request), **self.space.settled(request)}
+        if request.settings:
+            raise UserError(f"settings: {self.name} has none of its own; leave out {', '.join(request.settings)}")
         if self.kind.name != "image":
             self.space.ask([*request.prompts, *([request.negative] if request.negative else [])],
                            range(len(request.prompts) + bool(request.negative)))  # fmt: skip
@@ -309,13 +313,13 @@ class Model:
         strict = bool(settings.get("strict"))
         denoiser: Any = self.denoiser if hints is None else Timed(self.denoiser, hints, plan.t)
         denoiser = OneByOne(denoiser) if strict else denoiser
-        plain = self._asked_alone if strict else self.asked
-        asked = plain if hints is None else partial(hints.beside, plain, self._told)
+        asked: Any = partial(self._asked_alone if strict else self.asked, settings=settings)
+        asked = asked if hints is None else partial(hints.beside, asked, self._told)
         said = Script(denoiser, asked, items, negative, plan.nfe, settings.get("steps", plan.nfe), settings["scale"],
                       self.defaults.get("interval"))  # fmt: skip
         noise = Noise([seed for _, _, seed in items])
-        shape = self.space.shape
-        if settings.get("aspect") is not None:
+        shape = self.space.shaped(settings) if isinstance(self.space, Asking) else self.space.shape
+        if settings.get("aspect") is not None and not isinstance(self.space, Asking):
             shape = self.codec.shape(*self.frame(settings["aspect"]))
         first = begin(plan, self.denoiser.process.prior(noise.normal(shape, 0), plan.start).to(self.device))
         yield first, said.cond
@@ -323,10 +327,10 @@ class Model:
             yield state, said.cond
             said.row = state.nfe
 
-    def _asked_alone(self, items: Sequence[Item], negative: Any) -> tuple[Cond, Cond]:
+    def _asked_alone(self, items: Sequence[Item], negative: Any, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
         """`asked` of each item by itself: the text encoder's last bits, too, depend on what else is in its batch."""
         with one_thread():
-            pairs = [self.asked([item], negative) for item in items]
+            pairs = [self.asked([item], negative, settings) for item in items]
         told, other = ({key: torch.cat([pair[k][key] for pair in pairs]) for key in pairs[0][k]} for k in (0, 1))
         return told, other
 
@@ -371,7 +375,7 @@ class Model:
                     own = {"language": LANGUAGE} if beyond(self.space, [said[prompt], said[request.negative]]) else {}
                     recipe = {"prompt": prompt, "negative": request.negative, "style": request.style, "seed": seed, **settings,
                               **extra, **own, "model": self.name, "model_hash": self.hash, "version": __version__}  # fmt: skip
-                    shown = Image.fromarray(item) if isinstance(self.space, PictureSpace) else item
+                    shown = Image.fromarray(item) if self.kind.name == "image" else item
                     yield Result(shown, prompt, seed, index, spent, recipe)
 
     def generate(self, prompt: str | GenerateRequest, **fields: Any) -> list[Any]:
@@ -379,16 +383,8 @@ class Model:
         request = prompt if isinstance(prompt, GenerateRequest) else check(GenerateRequest, {"prompts": [prompt], **fields})
         return [event.item for event in self.stream(request) if isinstance(event, Result)]
 
-    def make(
-        self,
-        prompts: Sequence[str],
-        styles: Sequence[str | None],
-        seeds: Sequence[int],
-        batch: int = 16,
-        steps: int | None = None,
-        scale: float | None = None,
-        sampler: str | None = None,
-    ) -> list[Any]:
+    def make(self, prompts: Sequence[str], styles: Sequence[str | None], seeds: Sequence[int], batch: int = 16,
+             steps: int | None = None, scale: float | None = None, sampler: str | None = None) -> list[Any]:  # fmt: skip
         """Many items of the model's kind, each with its own prompt, style (None where the kind has none) and seed."""
         settings = {"scale": self.defaults["scale"] if scale is None else scale}
         plan = self.plan(sampler, steps)
@@ -400,9 +396,19 @@ class Model:
         return made
 
 
-def load(name: str | Path, device: str | None = None, adapters: Sequence[str | Path] = (), any_base: bool = False) -> Model:
-    """A shipped model by name, a model folder, or a training run's folder, and adapters. Raises UserError where there is none."""
+def load(name: str | Path, device: str | None = None, adapters: Sequence[str | Path] = (), any_base: bool = False,
+         prediction: str | None = None) -> Model:  # fmt: skip
+    """A shipped model by name, a model folder, a training run's folder, or Stable Diffusion's (`unfog.interop`), and adapters.
+
+    prediction: what a folder of Stable Diffusion's predicts, where it does not say so. Raises UserError where there is no model.
+    """
     path = Path(name)
+    if (path / "model_index.json").is_file() or path.is_file():
+        from unfog.interop import load as theirs
+
+        return theirs(path, device, adapters, prediction)
+    if prediction is not None:
+        raise UserError("prediction: an unfog model states what it predicts (`unfog verify` checks it); leave it out")
     shipped = Path(__file__).parent / "pretrained"
     known = sorted(p.parent.name for p in shipped.glob("*/model.json") if (p.parent / WEIGHTS).exists())
     if str(name) in known:

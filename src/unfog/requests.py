@@ -90,6 +90,9 @@ class GenerateRequest(Request):
         False, strict=True, description="true to take prompts as plain text, whatever signs of the prompt language they hold"
     )
 
+    settings: dict[Name, Name] = Field(
+        default_factory=dict, max_length=20, description="names and values that only this model knows, such as size: 768x512"
+    )
     shard: str | None = Field(
         None,
         max_length=20,
@@ -363,7 +366,7 @@ class Result:
     """One finished item (a picture: PIL, straight-alpha RGBA), where it stands in the request, and all that remakes it.
 
     `recipe` has the keys prompt, negative, style, seed, sampler, steps, scale, strict, model, model_hash and version,
-    plan (its sha256) where the sampler is a plan learned for this model, aspect where one was asked for, adapters (name,
+    plan (its sha256) where the sampler is a plan learned for this model, aspect and settings where asked for, adapters (name,
     hash, strength) where there are any, language where a prompt uses the prompt language, control (kind, hint's sha256, strength,
     interval) and style_image where pictures steered it, and novel
     (seed, try) where it was made again because that seed gave a copy.
@@ -396,7 +399,7 @@ def from_recipe(recipe: Mapping[str, Any]) -> GenerateRequest:
         if recipe[key] is None:
             raise UserError(f"recipe: {key} is not set; give a picture that unfog made")
     fields = {key: recipe[key] for key in ("negative", "style", "seed", "sampler", "steps", "scale")}
-    fields |= {"aspect": recipe["aspect"]} if "aspect" in recipe else {}
+    fields |= {key: recipe[key] for key in ("aspect", "settings") if key in recipe}
     # a picture whose recipe names no language was made of the plain text, perhaps before there was one
     texts = [text for text in (recipe["prompt"], recipe["negative"]) if isinstance(text, str)]
     if "language" not in recipe and any(re.search(r"[\\()\[\]]|::", text) or len(text) > 30 for text in texts):

@@ -41,6 +41,7 @@ def test_options_reach_the_request(unfog_command, model):
         "batch": 8,
         "strict": True,
         "literal": True,
+        "settings": {},
         "shard": None,
         "novel": None,
         "against": None,

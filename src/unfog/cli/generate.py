@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from unfog.cli import complain
 from unfog.cli.options import Count, Flag, Real, Whole
-from unfog.errors import UserError, unknown
+from unfog.errors import UserError, shown, unknown
 
 if TYPE_CHECKING:
     from unfog.modalities.contract import Modality
@@ -48,6 +48,8 @@ def generate(
     control_interval: str | None = None,
     style_image: Annotated[list[str] | None, Parameter(negative="")] = None,
     style_weight: Real | None = None,
+    prediction: str | None = None,
+    set: Annotated[list[str] | None, Parameter(negative="")] = None,
     like: Path | None = None,
     out: Path = Path("out"),
     grid: Path | None = None,
@@ -108,7 +110,8 @@ def generate(
     literal
         Take prompts as plain text, whatever brackets and colons they hold (docs/prompts.md).
     model
-        The name of a shipped model (see `unfog models`) or a model folder; without it, emoji-64.
+        The name of a shipped model (see `unfog models`), a model folder, or one in the layout of diffusers (Stable Diffusion);
+        without it, emoji-64.
     adapter
         An adapter's folder as PATH or PATH:STRENGTH (-4 to 4; 1 without, 0 = as if it were not there). Repeatable.
     any_base
@@ -124,6 +127,11 @@ def generate(
         A picture whose style to follow, not what it shows, as PICTURE or PICTURE:WEIGHT. Repeatable; in place of --style.
     style_weight
         How much, 0 to 2, for all --style-image that say none; 1 without.
+    prediction
+        eps or v: what the network of a folder of Stable Diffusion's predicts, where the folder does not say.
+    set
+        NAME=VALUE, a setting that only this model knows; of Stable Diffusion's size=768x512, of XL also original, target
+        (WIDTHxHEIGHT) and crop (LEFT,TOP). Repeatable.
     like
         Remake this picture byte for byte from the recipe inside it; refused where the model is another one.
     out
@@ -147,7 +155,7 @@ def generate(
 
     settings: dict[str, Any] = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
     settings |= {"aspect": aspect, "negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
-    settings |= {"literal": literal or None, "novel": novel, "against": against, "tries": tries}
+    settings |= {"literal": literal or None, "novel": novel, "against": against, "tries": tries, "settings": _set(set) or None}
     from unfog.cli.control import asked as controls_asked
     from unfog.cli.control import styles_asked
 
@@ -156,7 +164,7 @@ def generate(
     given = {key: value for key, value in settings.items() if value is not None}
     early = None
     if not prompts and like is None and model is not None:
-        early = unfog.load(model, adapters=adapter or (), any_base=any_base)
+        early = unfog.load(model, adapters=adapter or (), any_base=any_base, prediction=prediction)
         prompts = () if early.kind.name == "image" else (ANY,)
     steer = ({"control": followed} if followed else {}) | ({"style_image": styled} if styled else {})
     request, original = _asked_like(like, prompts, given, model) if like else (_asked(prompts, {**given, **steer}), None)
@@ -176,10 +184,12 @@ def generate(
     elif any_base and not adapter:
         raise UserError("--any-base: says how to use an adapter; give one with --adapter")
     name = model if model is not None else _model_of(original, like)
-    loaded = early or (unfog.load(name, adapters=adapter, any_base=any_base) if adapter else unfog.load(name))
+    told: dict[str, Any] = {"adapters": adapter, "any_base": any_base} if adapter else {}
+    told |= {"prediction": prediction} if prediction is not None else {}
+    loaded = early or unfog.load(name, **told)
     what = "picture" if loaded.kind.name == "image" else "item"
     _check_model(loaded, request, original, like)
-    if original is not None and (followed or styled or {"control", "style_image"} & set(original)):
+    if original is not None and (followed or styled or {"control", "style_image"} & original.keys()):
         from unfog import steer as steering
 
         frame, where = loaded.frame(request.aspect), f"--like: {like}"
@@ -206,6 +216,19 @@ def generate(
         _sheet(request, made, grid, loaded.kind)
     _report(pictures, request.seed, time.monotonic() - start)
     return _compare(like, original, path) if like is not None and original is not None else 0
+
+
+def _set(wishes: Sequence[str] | None) -> dict[str, str]:
+    """NAME=VALUE pairs, each name once."""
+    found: dict[str, str] = {}
+    for wish in wishes or ():
+        name, mark, value = wish.partition("=")
+        if not (mark and name and value) or name in found:
+            raise UserError(
+                f"--set: {shown(wish)} is no NAME=VALUE, or its name came before; give each name once, as size=768x512"
+            )
+        found[name] = value
+    return found
 
 
 def _report(pictures: int, seed: int | None, seconds: float) -> None:

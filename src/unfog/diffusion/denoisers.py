@@ -47,9 +47,11 @@ class Preconditioned:
     """A network made a denoiser. The maths runs in float32 (float64 if x_t is), the network in its own dtype.
 
     prediction: a name, a mapping or a Prediction. noise_input: what the network gets beside its input:
-    "logsnr", clamped to [−20, 20], or "index", the nearest index of a `Table` schedule; (B,) float32. sigma_min: level σ/α
-    below which the network was not trained: there it is asked about x_t·α_min/α_t at that level, as if noise were left. A
-    network that predicts x0 is far off below its training, and finer grids would end farther and farther from the data.
+    "logsnr", clamped to [−20, 20], "index", the nearest index of a `Table` schedule, "place", the same not rounded, or "flow",
+    σ/(α + σ); (B,) float32.
+    sigma_min: level σ/α below which the network was not trained: there it is asked about x_t·α_min/α_t at that level, as if
+    noise were left. A network that predicts x0 is far off below its training, and finer grids would end farther and farther
+    from the data.
     project(x (B, *D), cond): a linear map onto what x0 can be (padding 0, centre of mass 0), after which noise outside of it is
     unseen and no result lies there: the process on that subspace, for every sampler (Hoogeboom et al. 2022, arXiv:2203.17003,
     section 3.1, has it in the noise).
@@ -66,8 +68,8 @@ class Preconditioned:
         sigma_min: float = 0.0,
         project: Callable[[Tensor, Cond | None], Tensor] | None = None,
     ) -> None:
-        if noise_input not in ("logsnr", "index"):
-            raise UserError(f"noise_input must be 'logsnr' or 'index', got {noise_input!r}")
+        if noise_input not in ("logsnr", "index", "place", "flow"):
+            raise UserError(f"noise_input must be 'logsnr', 'index', 'place' or 'flow', got {noise_input!r}")
         self.network = network
         self.process = process
         self.prediction = prediction_from_config(prediction)
@@ -77,8 +79,8 @@ class Preconditioned:
             raise UserError(f"sigma_min must be a level of sigma/alpha, at least 0, got {sigma_min!r}")
         self.sigma_min = sigma_min
         self.lowest = float(process.schedule.time(-2.0 * math.log(sigma_min))) if sigma_min else 0.0
-        if noise_input == "index" and self._table() is None:
-            raise UserError("noise_input 'index' needs a table schedule; use 'logsnr'")
+        if noise_input in ("index", "place") and self._table() is None:
+            raise UserError(f"noise_input {noise_input!r} needs a table schedule; use 'logsnr'")
 
     def _table(self) -> Table | None:
         schedule = self.process.schedule
@@ -90,11 +92,18 @@ class Preconditioned:
         """What the network is told about the noise at t: (batch,) float32."""
         schedule = self.process.schedule
         logsnr = schedule.logsnr(t)
-        if self.noise_input == "index":
+        if self.noise_input in ("index", "place"):
             table = self._table()
             assert table is not None
             # Through logsnr, so that a shifted table names the index whose noise the network really sees.
-            level: Any = table.index(table.time(logsnr))
+            time: Any = table.time(logsnr)
+            level: Any = table.index(time) if self.noise_input == "index" else time * table.count - 1.0
+            if self.noise_input == "place":
+                last = table.count - 1.0
+                level = level.clamp(0.0, last) if isinstance(level, Tensor) else min(max(level, 0.0), last)
+        elif self.noise_input == "flow":
+            sigma = schedule.sigma(t)
+            level = sigma / (schedule.alpha(t) + sigma)
         else:
             level = logsnr
         if not isinstance(level, Tensor):

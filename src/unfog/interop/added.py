@@ -1,0 +1,183 @@
+"""What may be added to a folder of Stable Diffusion: LoRA, learned words (textual inversion), another autoencoder.
+
+    LoRA      W ← W + strength·(alpha/rank)·up·down            names of peft, of diffusers before it, and of kohya
+    words     rows after the text encoder's own; the word in a prompt stands for them
+    VAE       a folder of AutoencoderKL
+    tokens    a folder of vocab.json and merges.txt, for a single file, which has none
+
+Each is told from what it holds, given as PATH or PATH:STRENGTH, and read as safely as the folder itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unfog.adapters import asked
+from unfog.errors import UserError, shown
+from unfog.interop.layout import identity
+from unfog.interop.safe import PICKLES, Folder, Weights, as_pickle, header
+
+if TYPE_CHECKING:
+    from unfog.interop.space import Encoder, LatentSpace
+
+DOWN = (".lora_A.weight", ".lora_down.weight", "_lora.down.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
+UP = (".lora_B.weight", ".lora_up.weight", "_lora.up.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
+
+
+@dataclass(frozen=True)
+class Told:
+    name: str
+
+
+@dataclass(frozen=True)
+class Added:
+    """One file as it was asked for; card, hash and strength are what a picture's recipe says of it."""
+
+    path: Path
+    strength: float
+    kind: str
+    hash: str
+    weights: Weights | None
+
+    @property
+    def card(self) -> Told:
+        return Told(self.path.stem)
+
+
+def read(wish: str | Path) -> Added:
+    """What PATH[:STRENGTH] is. Raises UserError where it is none of what can be added."""
+    path, strength = asked(wish)
+    amount = 1.0 if strength is None else strength
+    if path.is_dir():
+        kind = "vae" if (path / "config.json").is_file() else "tokens"
+        if kind == "tokens" and not (path / "vocab.json").is_file():
+            raise UserError(f"adapter: {path}: no config.json there; give an autoencoder's folder, or a .safetensors file")
+        return Added(path, amount, kind, identity(sorted(p for p in path.glob("*") if p.is_file())), None)
+    if not path.is_file():
+        raise UserError(f"adapter: {path}: is missing; give a .safetensors file, or an autoencoder's folder")
+    if path.suffix.lower() in PICKLES:
+        raise as_pickle(path)
+    weights = Weights(path, header(path))
+    kind = "lora" if any(name.endswith(DOWN) for name in weights.entries) else "word"
+    return Added(path, amount, kind, identity([path]), weights)
+
+
+def read_all(wishes: Sequence[str | Path]) -> list[Added]:
+    """All of them, each once; those of strength 0 are left out."""
+    found = [read(wish) for wish in wishes]
+    for place, one in enumerate(found):
+        if one.hash in [other.hash for other in found[:place]]:
+            raise UserError(f"adapter: {one.path} is given twice; give it once, with the strength that you want")
+    return [one for one in found if one.strength]
+
+
+def autoencoder_of(added: Sequence[Added]) -> tuple[Folder, str] | None:
+    """Where the autoencoder lies that takes the place of the folder's own."""
+    found = [one.path.resolve() for one in added if one.kind == "vae"]
+    if len(found) > 1:
+        raise UserError("adapter: two autoencoders are given; give one")
+    return (Folder(found[0].parent), found[0].name) if found else None
+
+
+def apply(added: Sequence[Added], network: nn.Module, space: LatentSpace) -> None:
+    """Change networks and words in place. Raises UserError naming what does not fit."""
+    for one in added:
+        if one.kind == "lora":
+            _lora(one, network, space.encoders)
+        elif one.kind == "word":
+            _word(one, space.encoders)
+
+
+def _targets(network: nn.Module, encoders: Sequence[Encoder]) -> dict[str, nn.Module]:
+    """Every layer that has a weight, under the names that LoRA files have for it, dots and underlines alike."""
+    found: dict[str, nn.Module] = {}
+
+    def add(prefixes: Sequence[str], module: nn.Module) -> None:
+        for name, layer in module.named_modules():
+            if isinstance(getattr(layer, "weight", None), Tensor):
+                for prefix in prefixes:
+                    found[_plain(f"{prefix}.{name}")] = layer
+
+    add(("unet", "lora_unet", "transformer", "lora_transformer", "base_model.model"), network)
+    for place, encoder in enumerate(encoders):
+        number = f"{place + 1}"
+        names = [f"lora_te{number}.text_model", f"text_encoder_{number}.text_model", f"text_encoder_{number}"]
+        names += ["lora_te.text_model", "text_encoder.text_model", "text_encoder"] if place == 0 else []
+        add(names, encoder.network)
+    return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[._]+", "_", name.replace(".processor", ""))
+
+
+def _lora(one: Added, network: nn.Module, encoders: Sequence[Encoder]) -> None:
+    assert one.weights is not None
+    tensors, targets = one.weights.load(), _targets(network, encoders)
+    used: set[str] = set()
+    for name, down in tensors.items():
+        end = next((end for end in DOWN if name.endswith(end)), None)
+        if end is None:
+            continue
+        stem = name.removesuffix(end)
+        other = stem + UP[DOWN.index(end)]
+        if other not in tensors:
+            raise UserError(f"{one.path}: {shown(other, 90)} is missing; get the file again")
+        layer = targets.get(_plain(stem)) or targets.get(_plain(stem + ".0"))  # an old name of to_out.0 is to_out
+        if layer is None:
+            raise UserError(f"{one.path}: {shown(stem, 90)} is no layer of this model; give a LoRA of its own family")
+        alpha = tensors.get(stem + ".alpha")
+        rank = down.shape[0]
+        scale = one.strength * (float(alpha) / rank if alpha is not None else 1.0)
+        if not math.isfinite(scale):
+            raise UserError(f"{one.path}: the alpha of {shown(stem, 90)} is not finite; get the file again")
+        _change(one, stem, layer.weight, down, tensors[other], scale)  # type: ignore[arg-type]
+        used |= {name, other, stem + ".alpha"}
+    left = [name for name in tensors if name not in used]
+    if left:
+        raise UserError(f"{one.path}: {shown(left[0], 90)} is of a kind that unfog does not read; give a plain LoRA")
+
+
+def _change(one: Added, stem: str, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> None:
+    """W += scale·up·down, in float32; a convolution's `down` holds the kernel, or `up` and `down` are 1×1."""
+    rank = down.shape[0]
+    fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up[0].numel() == rank == up.shape[1] and up.shape[0] == weight.shape[0]
+    if not fits or down[0].numel() != weight[0].numel():
+        raise UserError(f"{one.path}: {shown(stem, 90)} is {list(up.shape)}·{list(down.shape)}, the layer {list(weight.shape)}; "
+                        "give a LoRA of this model's family")  # fmt: skip
+    change = (up.float().flatten(1) @ down.float().flatten(1)).reshape(weight.shape)
+    weight.data = (weight.float() + scale * change.to(weight.device)).to(weight.dtype)
+
+
+def _word(one: Added, encoders: Sequence[Encoder]) -> None:
+    assert one.weights is not None
+    tensors = one.weights.load()
+    names = list(tensors)
+    pairs: Mapping[str, Any]
+    if set(names) <= {"clip_l", "clip_g"} and len(names) == len(encoders):
+        word, pairs = one.path.stem, {"0": tensors.get("clip_l"), "1": tensors.get("clip_g")}
+    elif len(names) == 1 and len(encoders) == 1:
+        word = names[0] if names[0].startswith("<") else one.path.stem
+        pairs = {"0": tensors[names[0]]}
+    else:
+        listed = ", ".join(shown(name, 40) for name in names[:3])
+        raise UserError(f"{one.path}: holds {listed}; give a LoRA or a learned word of this model's family")
+    for place, encoder in enumerate(encoders):
+        vectors = pairs[str(place)]
+        vectors = vectors[None] if vectors is not None and vectors.ndim == 1 else vectors
+        table = encoder.network.embeddings["token_embedding"]
+        if vectors is None or vectors.ndim != 2 or vectors.shape[1] != encoder.network.width or len(vectors) > 75:
+            raise UserError(f"{one.path}: is no learned word of {encoder.network.width} numbers; give one of this model's family")
+        if word in encoder.tokens.own:
+            raise UserError(f"{one.path}: {shown(word)} is there already; rename one of the two files")
+        rows: Tensor = table.weight  # type: ignore[assignment]
+        encoder.tokens.own[word] = list(range(len(rows), len(rows) + len(vectors)))
+        table.weight = nn.Parameter(torch.cat([rows, vectors.to(rows) * one.strength]), requires_grad=False)

@@ -1,0 +1,184 @@
+"""A folder of diffusers' as a `Model` of ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unfog.diffusion import Gaussian
+from unfog.diffusion.denoisers import Preconditioned
+from unfog.diffusion.schedules import Table
+from unfog.errors import UserError, shown, unknown
+from unfog.interop import added, single
+from unfog.interop import layout as layouts
+from unfog.interop.clip import Tokens
+from unfog.interop.layout import Layout
+from unfog.interop.networks import Autoencoder, UNet, autoencoder, clip_text, package, unet
+from unfog.interop.noise import Steps
+from unfog.interop.probe import probe
+from unfog.interop.safe import Folder, header
+from unfog.interop.space import Encoder, LatentSpace
+from unfog.modalities import modality
+from unfog.model import Model
+from unfog.parts import Parts
+from unfog.precision import fastest
+
+DEFAULTS = {"sampler": "auto", "steps": 20, "scale": 7.5}
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a folder or a file holds, built. settings: of its LatentSpace."""
+
+    steps: Steps
+    encoders: list[Encoder]
+    codec: Autoencoder
+    network: UNet
+    size: int
+    settings: dict[str, bool]
+    hash: str
+
+
+def load(path: Path, device: str | None, adapters: Sequence[str | Path], prediction: str | None,
+         dtype: torch.dtype | None) -> Model:  # fmt: skip
+    """See `unfog.interop.load`."""
+    if prediction is not None and prediction not in ("eps", "v", "x0"):
+        raise unknown("prediction", prediction, ("eps", "v", "x0"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or fastest(device)
+    extra: list[added.Added] = []
+    if path.is_file():
+        header(path)  # refuses pickles before anything else is read
+        extra = added.read_all(adapters)
+        read = _file(path, extra, device, dtype)
+    else:
+        read = _folder(layouts.read(path), adapters, extra, device, dtype)
+    space = LatentSpace(read.codec, read.encoders, read.size, **read.settings)
+    _check(path, read.network, space)
+    added.apply(extra, read.network.unet, space)
+    schedule = read.steps.schedule()
+    denoiser = _denoiser(path.name, read.network, schedule, space, read.steps.prediction(), prediction)
+    return Model.of(Parts(
+        name=path.resolve().name, hash=read.hash, kind=modality("image"), space=space, denoiser=denoiser,
+        defaults=dict(DEFAULTS), device=device, dtype=dtype, folder=path, card=space.card(),
+        grids=read.steps.grid(denoiser.process.schedule), adapters=extra,
+    ))  # fmt: skip
+
+
+def _folder(found: Layout, adapters: Sequence[str | Path], extra: list[added.Added], device: str, dtype: torch.dtype) -> Read:
+    """The parts of a folder; `extra` is filled with what is added to it."""
+    name = "scheduler/scheduler_config.json"
+    steps = Steps(found.folder.root / name, found.folder.json(name), found.family == "sd")
+    steps.schedule()  # refused before anything large is read
+    encoders = [text_encoder(found, name, device) for name in ("text_encoder", "text_encoder_2") if name in found.parts]
+    extra += added.read_all(adapters)
+    package("diffusers.models", "UNet2DConditionModel")
+    codec = autoencoder(*(added.autoencoder_of(extra) or (found.folder, "vae")), device, torch.float32)
+    network = unet(found.folder, "unet", dtype).to(device)
+    large = found.family == "sdxl"
+    settings = {"micro": large, "empty_zero": large and _flag(found, "force_zeros_for_empty_prompt", True),
+                "refiner": _flag(found, "requires_aesthetics_score")}  # fmt: skip
+    return Read(steps, encoders, codec, network, _size(network, codec), settings, layouts.identity(layouts.files(found)))
+
+
+def _file(path: Path, extra: Sequence[added.Added], device: str, dtype: torch.dtype) -> Read:
+    """The parts of a single checkpoint. Raises UserError where no tokenizer is given beside it."""
+    place = next((one.path for one in extra if one.kind == "tokens"), None)
+    if place is None:
+        raise UserError(
+            f"{path}: a single file has no tokenizer; give one with --adapter FOLDER/tokenizer, of any Stable Diffusion"
+        )
+    network, codec, texts, family = single.read(path, device, dtype)
+    swap = added.autoencoder_of(extra)
+    codec = autoencoder(*swap, device, torch.float32) if swap else codec
+    folder = Folder(place.resolve().parent)
+    encoders = [Encoder(Tokens.read(folder, place.resolve().name, pad), text, skip=family == "sdxl") for text, pad in texts]
+    settings = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+                "timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}  # fmt: skip
+    told = {"micro": family == "sdxl", "empty_zero": family == "sdxl"}
+    return Read(Steps(path, settings), encoders, codec, network, _size(network, codec), told, layouts.identity([path]))
+
+
+def _denoiser(name: str, network: UNet, schedule: Any, space: LatentSpace, stated: str | None,
+              prediction: str | None) -> Preconditioned:  # fmt: skip
+    """The network as what it predicts, on the schedule that it was trained on.
+
+    The folder's word stands unless the network itself contradicts it. Zero terminal SNR, which few folders state, is added where
+    the network shows it. Raises UserError where two of folder, network and `prediction` contradict each other.
+    """
+
+    def made(reading: str, schedule: Any) -> Preconditioned:
+        return Preconditioned(network, Gaussian(schedule), reading, "place", sigma_min=_lowest(schedule))
+
+    try:
+        found = probe(made("eps", schedule), (space.codec.channels, 16, 16), lambda n: _nothing(space, n), space.codec.device)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{name}: its parts do not work together ({reason}); get the folder again") from None
+    seen = found.prediction
+    if prediction is not None and stated not in (None, prediction) and seen != prediction:
+        raise UserError(f"prediction: {name} states {stated}, not {prediction}; leave it out")
+    if prediction is not None and seen not in (None, prediction):
+        raise UserError(f"prediction: {prediction} is asked for, but the network of {name} predicts {seen}; leave it out")
+    if prediction is None and stated is not None and seen not in (None, stated):
+        raise UserError(f"prediction: {name} states {stated}, but its network predicts {seen}; give --prediction {seen}")
+    reading = prediction or stated or seen or "eps"
+    zero = found.zero and reading == "v" and math.isfinite(float(schedule.logsnr(1.0)))
+    schedule = schedule.zero_terminal_snr() if zero else schedule
+    if reading == "eps" and not math.isfinite(float(schedule.logsnr(1.0))):
+        raise UserError(
+            f"prediction: {name} states noise up to zero SNR, where eps says nothing; give --prediction v, if it is v"
+        )
+    return made(reading, schedule)
+
+
+def _nothing(space: LatentSpace, n: int) -> dict[str, torch.Tensor]:
+    cond = space.both([""] * n, None, {})[0]
+    device = space.codec.device
+    return {key: value.to(device) for key, value in cond.items()}
+
+
+def _lowest(schedule: Any) -> float:
+    """σ/α at a table's index 0, below which the network was never asked."""
+    return math.exp(-0.5 * float(schedule.knots[0])) if isinstance(schedule, Table) else 0.0
+
+
+def text_encoder(found: Layout, name: str, device: str) -> Encoder:
+    """One of a folder's CLIP encoders; in float32, as it is asked once a prompt."""
+    tokenizer = name.replace("text_encoder", "tokenizer")
+    if tokenizer not in found.parts:
+        raise UserError(f"{found.folder.root / layouts.INDEX}: names {name}, but no {tokenizer}; get the whole folder again")
+    projected = found.parts[name].endswith("WithProjection")
+    network = clip_text(found.folder, name, projected, torch.float32).to(device)
+    return Encoder(Tokens.read(found.folder, tokenizer), network, skip=found.family == "sdxl")
+
+
+def _flag(found: Layout, name: str, usual: bool = False) -> bool:
+    value = found.index.get(name, usual)
+    if not isinstance(value, bool):
+        raise UserError(f"{found.folder.root / layouts.INDEX}: {name} must be true or false, got {shown(value)}")
+    return value
+
+
+def _size(network: UNet, codec: Autoencoder) -> int:
+    config: Any = network.unet.config
+    size = config.sample_size
+    size = size[0] if isinstance(size, (list, tuple)) else size
+    return int(size or 64) * codec.factor
+
+
+def _check(where: Path, network: UNet, space: LatentSpace) -> None:
+    """The parts must be made for one another. Raises UserError."""
+    config: Any = network.unet.config
+    width = sum(encoder.network.width for encoder in space.encoders)
+    if config.cross_attention_dim != width:
+        raise UserError(f"{where}: the network reads text of {config.cross_attention_dim} numbers, the encoders give {width}; "
+                        "get the folder again")  # fmt: skip
+    if config.in_channels != space.codec.channels:
+        raise UserError(f"{where}: the network takes {config.in_channels} channels, the autoencoder gives "
+                        f"{space.codec.channels}; folders for inpainting and depth are not read yet")  # fmt: skip

@@ -1,0 +1,93 @@
+"""Which folder of diffusers' this is: its model_index.json, whose (library, class) pairs are looked up, never imported."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unfog.errors import UserError, shown, unknown
+from unfog.interop.noise import CLASSES
+from unfog.interop.safe import Folder
+
+INDEX = "model_index.json"
+FAMILIES = {
+    "StableDiffusionPipeline": "sd", "StableDiffusionImg2ImgPipeline": "sd", "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+}  # fmt: skip
+PAIRS = {
+    "unet": {("diffusers", "UNet2DConditionModel")},
+    "vae": {("diffusers", "AutoencoderKL")},
+    "text_encoder": {("transformers", "CLIPTextModel"), ("transformers", "CLIPTextModelWithProjection")},
+    "text_encoder_2": {("transformers", "CLIPTextModelWithProjection")},
+    "scheduler": {("diffusers", name) for name in CLASSES},
+    "safety_checker": {("stable_diffusion", "StableDiffusionSafetyChecker")},
+    "image_encoder": {("transformers", "CLIPVisionModelWithProjection"), ("transformers", "SiglipVisionModel")},
+    "feature_extractor": {("transformers", "CLIPFeatureExtractor"), ("transformers", "CLIPImageProcessor"),
+                          ("transformers", "CLIPImageProcessorPil"), ("transformers", "SiglipImageProcessor")},
+}  # fmt: skip
+PAIRS |= {name: {("transformers", f"CLIPTokenizer{fast}") for fast in ("", "Fast")} for name in ("tokenizer", "tokenizer_2")}
+BLOCKS = 64  # of a weight file that its hash reads
+BLOCK = 2**16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """family: a value of FAMILIES. parts: the class of each component that is there. index: what model_index.json says beside."""
+
+    folder: Folder
+    family: str
+    parts: dict[str, str]
+    index: dict[str, Any]
+
+
+def read(path: Path) -> Layout:
+    """The layout of a folder. Raises UserError for one that is damaged, unknown, or names code of its own."""
+    folder = Folder(path)
+    where = path / INDEX
+    index = folder.json(INDEX)
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"{where}: {unknown('_class_name', name, FAMILIES)}")
+    parts: dict[str, str] = {}
+    for key, value in index.items():
+        if key.startswith("_") or not isinstance(value, (list, dict)):
+            continue
+        if not (isinstance(value, list) and len(value) == 2 and all(v is None or isinstance(v, str) for v in value)):
+            raise UserError(f"{where}: {shown(key)} must be a library and a class, got {shown(value)}; get the folder again")
+        if value == [None, None]:
+            continue
+        if tuple(value) not in PAIRS.get(key, set()):
+            raise UserError(
+                f"{where}: {shown(key)} names {shown(f'{value[0]}.{value[1]}', 80)}, which unfog does not run; "
+                "give a folder whose parts are diffusers' and transformers' own"
+            )
+        parts[key] = value[1]
+    text = [key for key in ("text_encoder", "text_encoder_2") if key in parts]
+    for key in ("unet", "vae", "scheduler", *(text or ("text_encoder",))):
+        if key not in parts:
+            raise UserError(f"{where}: names no {key}; get the whole folder again")
+    return Layout(folder, FAMILIES[name], parts, index)
+
+
+def identity(files: list[Path]) -> str:
+    """16 hex digits of some files: their sizes and 64 blocks of 64 KiB of each, so all of it up to 4 MiB."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.parent.name}/{path.name}:{size};".encode())
+        step = max(BLOCK, (size - BLOCK) // (BLOCKS - 1))
+        with open(path, "rb") as opened:
+            for at in range(0, size, step):
+                opened.seek(min(at, max(size - BLOCK, 0)))
+                digest.update(opened.read(BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def files(layout: Layout) -> list[Path]:
+    """The files that decide what a picture looks like: weights, configs, tokens."""
+    used = [part for part in layout.parts if part not in ("safety_checker", "feature_extractor", "image_encoder")]
+    found = [path for part in sorted(used) for path in sorted((layout.folder.root / part).glob("*"))
+             if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.is_file()]  # fmt: skip
+    return [layout.folder.root / INDEX, *found]
