@@ -60,15 +60,8 @@ WEIGHTS = "network.safetensors"
 CARD = "model.json"
 
 
-def save_model(
-    folder: Path,
-    recipe: Recipe,
-    corpus: Corpus,
-    network: torch.nn.Module,
-    step: int,
-    held_out: dict[str, float],
-    processes: int = 1,
-) -> None:
+def save_model(folder: Path, recipe: Recipe, corpus: Corpus, network: torch.nn.Module, step: int, held_out: dict[str, float],
+               processes: int = 1) -> None:  # fmt: skip
     """Write a model folder whole: float16 weights, everything that sampling needs, what it was trained on."""
     process, seen = Gaussian(schedule_from_config(recipe.schedule)), "pictures_seen" if recipe.kind == "image" else "items_seen"
     card = {

@@ -41,6 +41,8 @@ def test_options_reach_the_request(unfog_command, model):
         "batch": 8,
         "strict": True,
         "literal": True,
+        "control": [],
+        "style_image": [],
         "settings": {},
         "shard": None,
         "novel": None,

@@ -35,6 +35,7 @@ UP = (".lora_B.weight", ".lora_up.weight", "_lora.up.weight", ".lora.up.weight",
 @dataclass(frozen=True)
 class Told:
     name: str
+    kind: str  # as an adapter of our own would say
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Added:
 
     @property
     def card(self) -> Told:
-        return Told(self.path.stem)
+        return Told(self.path.stem, self.kind)
 
 
 def read(wish: str | Path) -> Added:
