@@ -128,6 +128,11 @@ def test_broken_safetensors(tmp_path, entries, data, word):
     refused(lambda: header(safetensors(tmp_path / "m.safetensors", entries, data)), "m.safetensors", word)
 
 
+def test_a_config_that_is_deep_far_behind(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"a": 1,' + b" " * 70_000 + b'"b": ' + b"[" * 60 + b"]" * 60 + b"}")
+    refused(lambda: Folder(tmp_path).json("config.json"), "config.json", "nested too deep")
+
+
 @pytest.mark.parametrize("length", [2**63, 10**9, 5_000])
 def test_a_header_that_claims_too_much(tmp_path, length):
     refused(lambda: header(safetensors(tmp_path / "m.safetensors", {"a": entry(0, 4)}, b"0" * 4, length)), "header claims")

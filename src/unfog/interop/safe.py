@@ -24,6 +24,7 @@ LARGEST_JSON = 2**20  # bytes of a config; a real one has a few thousand
 LARGEST_HEADER = 2**24  # SDXL's network has 0.3 MB
 LARGEST_WORDS = 2**24  # of a tokenizer's file; the largest in use has 2.5 MB
 MOST_TENSORS = 50_000
+DEEPEST = 40  # brackets within brackets
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
          "BOOL": 1}  # fmt: skip
 # Keys by which a library is told to load and run code from the folder, or from the network.
@@ -156,7 +157,7 @@ class Folder:
 
 
 def parse(data: bytes, where: Path) -> dict[str, Any]:
-    """A JSON object of finite values, each name once, at most 40 deep. Raises UserError naming the file."""
+    """A JSON object of finite values, each name once, at most DEEPEST deep. Raises UserError naming the file."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -173,7 +174,7 @@ def parse(data: bytes, where: Path) -> dict[str, Any]:
     for byte in data[: 2**16]:  # brackets in strings count too, which no real file has forty of
         deep += (byte in b"[{") - (byte in b"]}")
         most = max(most, deep)
-    if most > 40:
+    if most > DEEPEST:
         raise UserError(f"{where}: is nested too deep to be a model's; get the file again")
     try:
         found = json.loads(data, object_pairs_hook=once, parse_constant=refuse)
@@ -186,18 +187,20 @@ def parse(data: bytes, where: Path) -> dict[str, Any]:
     return found
 
 
-def check_values(value: Any, where: Path, key: str = "") -> None:
-    """Refuse what no config has: keys that name code, numbers beyond any model, very long lists and texts."""
+def check_values(value: Any, where: Path, key: str = "", deep: int = 0) -> None:
+    """Refuse what no config has: keys that name code, numbers beyond any model, very long lists and texts, deep nests."""
+    if deep > DEEPEST:  # `parse` looks at the beginning only
+        raise UserError(f"{where}: is nested too deep to be a model's; get the file again")
     if isinstance(value, dict):
         for name, inner in value.items():
             if name.lower() in RUNS_CODE:
                 raise UserError(f"{where}: {shown(name)} asks for code to be run, which unfog never does; remove it")
-            check_values(inner, where, name)
+            check_values(inner, where, name, deep + 1)
     elif isinstance(value, list):
         if len(value) > 2000:
             raise UserError(f"{where}: {shown(key)} is a list of {len(value):,}; no model has that")
         for inner in value:
-            check_values(inner, where, key)
+            check_values(inner, where, key, deep + 1)
     elif isinstance(value, bool) or value is None:
         return
     elif isinstance(value, (int, float)) and not (math.isfinite(value) and abs(value) < 1e12):
