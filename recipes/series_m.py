@@ -6,7 +6,7 @@ Data: the shipped set series-m (M1, M3 and tourism competitions, M4 samples, hou
 0.7M parameters, 1.4 MB at half precision; 0.4 s of one core a step, an hour in all. On a quarter of M3 and tourism and all of
 weather and demand (`benchmarks/forecast.py --share 0.25`), CRPS (in brackets the best of naive, ETS, Theta, regression): M3 0.941
 (0.965), tourism 1.716 (1.532), weather 0.612 (0.701), demand 0.398 (0.422); inside the 80 and 95 % intervals 81.3 and 95.1, 82.3
-and 92.4, 81.5 and 92.8, 85.3 and 97.0 %. The shipped weights saw plain windows of demand until step 6,000, surrogates from there on.
+and 92.4, 81.5 and 92.8, 85.3 and 97.0 %. The shipped weights saw plain windows of demand until step 6,000, then surrogates.
 docs/series.md has the rest.
 """
 
