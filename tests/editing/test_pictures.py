@@ -81,7 +81,7 @@ def test_a_larger_canvas_holds_the_picture(model, tmp_path):
 
 
 def seam(pixels):
-    """How much neighbours over the edge differ, against neighbours inside."""
+    """How much neighbours over the edge differ, against neighbours inside: 1 where there is no edge."""
     p = np.concatenate([pixels[..., :3].astype(float) * pixels[..., 3:] / 255, pixels[..., 3:].astype(float)], -1)
     inner = np.abs(np.diff(p, axis=0)).mean() + np.abs(np.diff(p, axis=1)).mean()
     return (np.abs(p[0] - p[-1]).mean() + np.abs(p[:, 0] - p[:, -1]).mean()) / inner
@@ -92,8 +92,7 @@ def test_a_tile_has_no_seam(model):
     raw = wheel()
     raw[..., 3] = 255
     fields = {"prompt": "a stone wall", "strength": 0.8, "steps": 10}
-    plain, tiled = (seam(made(model, raw, **fields, tile=tile)[0].item) for tile in (False, True))
-    assert seam(raw) > 10 and tiled < 0.6 * plain
+    assert seam(raw) > 10 and seam(made(model, raw, **fields, tile=True)[0].item) < 2.5
 
 
 def test_without_a_change_nothing_changes(model):

@@ -9,10 +9,11 @@ from PIL import Image
 
 import unfog
 from unfog.editing import edit
+from unfog.edits import EditRequest
 from unfog.errors import UserError
 from unfog.modalities.image.latent import WEIGHTS, LatentCodec, read_autoencoder, write_autoencoder
 from unfog.modalities.image.space import PictureSpace
-from unfog.requests import EditRequest, Result, TrainRequest
+from unfog.requests import Result, TrainRequest
 from unfog.training.autoencoder import AutoencoderRecipe, begun, codec_of
 from unfog.training.run import run_recipe
 
