@@ -51,9 +51,9 @@ class Judge:
 
 
 def made(model: unfog.model.Model, items: list[Any], cond: dict[str, torch.Tensor], steps: int | None) -> np.ndarray:
-    """Pictures of (prompt, style, seed) items with hints of their own: cond (B, ...)."""
+    """Pictures of (prompt, style, seed) items with hints or references of their own: cond (B, ...)."""
     settings, plan, found = {"scale": model.defaults["scale"]}, model.plan(None, steps), []
-    kinds = cond["control_strength"].shape[1]
+    kinds = cond["control_strength"].shape[1] if "control_strength" in cond else 0
     for i in range(0, len(items), BATCH):
         part = Hints({key: value[i : i + BATCH] for key, value in cond.items()}, np.tile([0.0, 1.0], (kinds, 1)))
         for _, pictures in model._sample(items[i : i + BATCH], None, settings, plan, part):

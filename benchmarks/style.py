@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from control import BATCH, Judge
+from control import made as steered
 from PIL import Image
 
 import unfog
@@ -34,7 +35,6 @@ from unfog.modalities.image.controls import planes
 from unfog.modalities.image.data import PictureSet
 from unfog.modalities.image.restyle import UNSEEN, restyled
 from unfog.modalities.image.show import contact_sheet
-from unfog.steer import Hints
 
 RESULT = Path(__file__).parent / "results" / "style.json"
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -43,14 +43,8 @@ MEAN_OF = 100  # pictures of each style
 
 def made(model: unfog.model.Model, items: list[Any], references: np.ndarray, weight: float, steps: int | None) -> np.ndarray:
     """Pictures of (prompt, None, seed) items, each in the style of its reference (B, H, W, 4)."""
-    settings, plan, found = {"scale": model.defaults["scale"]}, model.plan(None, steps), []
     image = planes(torch.from_numpy(references))[:, None]
-    for i in range(0, len(items), BATCH):
-        part = image[i : i + BATCH]
-        hints = Hints({"image": part, "image_mask": torch.full((len(part), 1), weight)}, np.zeros((0, 2)))
-        for _, pictures in model._sample(items[i : i + BATCH], None, settings, plan, hints):
-            found += pictures or []
-    return np.stack(found)
+    return steered(model, items, {"image": image, "image_mask": torch.full((len(image), 1), weight)}, steps)
 
 
 def main() -> None:

