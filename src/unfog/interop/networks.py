@@ -143,12 +143,13 @@ class Remembering:
     Of the same arithmetic as diffusers' own, bit for bit but for the order of sums.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attn: Any) -> None:
+        self.attn = attn
         self.kept: tuple[Tensor, Tensor, Tensor] | None = None  # replaced whole: two threads never see halves of two texts
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-                 attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:  # fmt: skip
-        heads = attn.heads
+    def __call__(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+                 attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
+        attn, heads = self.attn, self.attn.heads
 
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -178,7 +179,7 @@ class UNet(nn.Module):
                                                          "added_kv_proj_dim", "residual_connection")
             )  # fmt: skip
             if plain and getattr(module, "rescale_output_factor", 1.0) == 1.0:
-                module.processor = Remembering()  # type: ignore[assignment]
+                module.forward = Remembering(module)  # its own forward reads its processor's signature at every call
 
     def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         text, before = cond["text"], self.text
