@@ -85,6 +85,14 @@ def test_import_unfog_loads_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_own_models_need_no_library_of_others():
+    """A picture of ours loads neither diffusers nor what else only some kinds and commands want."""
+    others = ("diffusers", "transformers", "peft", "scipy", "pandas", "matplotlib", "soundfile", "rdkit")
+    code = "import sys, unfog; unfog.load('emoji-64').generate('a red apple', steps=1, scale=1, seed=0);"
+    code += f"print([m for m in {others!r} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
 def test_banned_word():
     for path in FILES:
         tree = ast.parse(path.read_text())
