@@ -56,8 +56,8 @@ class Asking(Protocol):
         """Of one x0 with these settings."""
         ...
 
-    def both(self, prompts: Sequence[str], negative: str | None, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
-        """What the prompts say, and guidance's other branch."""
+    def both(self, prompts: Sequence[Any], negative: Any, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
+        """What the prompts say (text as it stands, or fragments with weights), and guidance's other branch."""
         ...
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,15 +19,17 @@ from unfog.errors import UserError, shown, unknown
 from unfog.interop.clip import ClipText, Fragments, Said, Tokens
 from unfog.interop.networks import Autoencoder
 from unfog.modalities.contract import Cond
+from unfog.prompts import Fragment
 from unfog.requests import GenerateRequest
 
+Asked: TypeAlias = "str | tuple[Fragment, ...]"  # text as it stands, or what `unfog.prompts` read of one
 KEPT = 256  # chunks whose states are remembered
 PLACES = {"size": "WIDTHxHEIGHT", "original": "WIDTHxHEIGHT", "target": "WIDTHxHEIGHT", "crop": "LEFT,TOP"}
 
 
-def fragments(prompt: str) -> Fragments:
-    """The pieces of a prompt with their weights."""
-    return [(prompt, 1.0)]
+def fragments(prompt: Asked) -> Fragments:
+    """The pieces of a prompt with their weights; what weighs nothing is left out."""
+    return [(prompt, 1.0)] if isinstance(prompt, str) else [(text, weight) for text, weight in prompt if weight > 0.0]
 
 
 class Encoder:
@@ -82,6 +84,8 @@ class LatentSpace:
     """What a folder of Stable Diffusion is asked for. size: pixels a side in training. empty_zero: guidance's other branch is
     all zeros where nothing is to be avoided (SDXL). refiner: an SDXL network that is told a score instead of a target size."""
 
+    reads = True  # prompts are the language of unfog.prompts
+
     def __init__(self, codec: Autoencoder, encoders: Sequence[Encoder], size: int, micro: bool = False,
                  empty_zero: bool = False, refiner: bool = False) -> None:  # fmt: skip
         self.codec, self.encoders, self.size = codec, list(encoders), size
@@ -104,7 +108,11 @@ class LatentSpace:
     def decode(self, x0: Tensor, cond: Cond) -> list[np.ndarray]:
         return list(self.codec.decode(x0))
 
-    def ask(self, prompts: Sequence[str | None], seeds: Sequence[int]) -> Cond:
+    def fits(self, text: str) -> bool:
+        """Prompts of any length are read, and always were."""
+        return True
+
+    def ask(self, prompts: Sequence[Asked | None], seeds: Sequence[int]) -> Cond:
         return self._told([fragments(p or "") for p in prompts], 0, {})
 
     def settled(self, request: GenerateRequest) -> dict[str, Any]:
@@ -141,7 +149,7 @@ class LatentSpace:
         width, height = (max(round(self.size * ratio / side), 1) * side for ratio in (math.sqrt(w / h), math.sqrt(h / w)))
         return width, height
 
-    def both(self, prompts: Sequence[str], negative: str | None, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
+    def both(self, prompts: Sequence[Asked], negative: Asked | None, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
         """Prompts and what to avoid, encoded together, equally long."""
         asked, avoided = [fragments(p) for p in prompts], fragments(negative or "")
         chunks = max(encoder.longest([*asked, avoided]) for encoder in self.encoders)
