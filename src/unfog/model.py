@@ -274,6 +274,8 @@ class Model:
 
         Raises UserError for controls that the branch has not learned, or no add-on at all.
         """
+        if isinstance(self.space, Asking):
+            return self.space.hints(request)
         for kind, wanted in (("control", request.control), ("style", request.style_image)):
             if wanted and all(adapter.card.kind != kind for adapter in self.adapters):
                 self.adapters = [*self.adapters, *read_adapters([shipped(self.name, kind)], self.name, self.hash)]

@@ -60,6 +60,22 @@ class Asking(Protocol):
         """What the prompts say (text as it stands, or fragments with weights), and guidance's other branch."""
         ...
 
+    def frame(self, aspect: str | None, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Width and height of a picture."""
+        ...
+
+    def hint(self, kind: str, picture: Any, frame: tuple[int, int]) -> torch.Tensor:
+        """What a control is of a picture, (c, height, width) in [0, 1]. Raises UserError for one that is not known."""
+        ...
+
+    def around(self, raw: np.ndarray, kept: np.ndarray | None) -> Cond:
+        """What the network is told of an item to be edited, of which `kept` stays. Raises UserError where it cannot be edited."""
+        ...
+
+    def hints(self, request: GenerateRequest) -> Any:
+        """The `steer.Hints` of the pictures that a request brings along, or None. Raises UserError where nothing follows them."""
+        ...
+
 
 def folder_hash(folder: Path) -> str:
     """The manifest's sha256, as it is without learned plans: adding one changes nothing about the pictures made before."""

@@ -91,6 +91,12 @@ def test_a_good_file_is_read(tmp_path):
     assert torch.equal(Weights(tmp_path / "m.safetensors", found).load()["a"], torch.arange(6.0).reshape(2, 3))
 
 
+def test_a_header_whose_length_begins_like_a_pickle(tmp_path):
+    raw = json.dumps({"a": entry(0, 4)}).encode()
+    path = safetensors(tmp_path / "m.safetensors", raw.ljust(0x80), b"0" * 4)
+    assert path.read_bytes()[:1] == b"\x80" and header(path)["a"].shape == (1,)
+
+
 @pytest.mark.parametrize(
     "entries, data, word",
     [

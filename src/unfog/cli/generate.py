@@ -190,12 +190,9 @@ def generate(
     what = "picture" if loaded.kind.name == "image" else "item"
     _check_model(loaded, request, original, like)
     if original is not None and (followed or styled or {"control", "style_image"} & original.keys()):
-        from unfog import steer as steering
+        from unfog.cli.control import remade
 
-        frame, where = loaded.frame(request.aspect), f"--like: {like}"
-        found = steering.like(where, original.get("control", []), followed, frame)
-        looks = steering.like_style(where, original.get("style_image", []), styled, frame)
-        request = request.model_copy(update={"control": found, "style_image": looks})
+        request = remade(loaded, request, original, f"--like: {like}", followed, styled)
     if request.control or request.style_image:
         loaded.hints(request)  # refused before anything is made
     made: list[Result] = []

@@ -105,14 +105,14 @@ class Tokens:
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -127,9 +127,9 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int, act: str, eps: float) -> None:
+    def __init__(self, width: int, heads: int, inner: int, act: str, eps: float, causal: bool = True) -> None:
         super().__init__()
-        self.self_attn, self.mlp = Attention(width, heads), MLP(width, inner, act)
+        self.self_attn, self.mlp = Attention(width, heads, causal), MLP(width, inner, act)
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:

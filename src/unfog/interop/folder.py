@@ -14,7 +14,7 @@ from unfog.diffusion import Gaussian
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.schedules import Table
 from unfog.errors import UserError, shown, unknown
-from unfog.interop import added, single
+from unfog.interop import added, guides, single
 from unfog.interop import layout as layouts
 from unfog.interop.clip import Tokens
 from unfog.interop.layout import Layout
@@ -42,6 +42,7 @@ class Read:
     size: int
     settings: dict[str, bool]
     hash: str
+    eye: Folder | None = None  # where an image_encoder lies
 
 
 def load(path: Path, device: str | None, adapters: Sequence[str | Path], prediction: str | None,
@@ -60,9 +61,11 @@ def load(path: Path, device: str | None, adapters: Sequence[str | Path], predict
         read = _folder(layouts.read(path), adapters, extra, device, dtype)
     space = LatentSpace(read.codec, read.encoders, read.size, **read.settings)
     _check(path, read.network, space)
+    network, space.guides = added.guided(extra, path.name, read.network, read.codec, read.eye, device, dtype)
     added.apply(extra, read.network.unet, space)
     schedule = read.steps.schedule()
-    denoiser = _denoiser(path.name, read.network, schedule, space, read.steps.prediction(), prediction)
+    denoiser = _denoiser(path.name, network, schedule, space, read.steps.prediction(), prediction)
+    guides.trial(denoiser, space.guides, _nothing(space, 1))
     return Model.of(Parts(
         name=path.resolve().name, hash=read.hash, kind=modality("image"), space=space, denoiser=denoiser,
         defaults=dict(DEFAULTS), device=device, dtype=dtype, folder=path, card=space.card(),
@@ -83,7 +86,8 @@ def _folder(found: Layout, adapters: Sequence[str | Path], extra: list[added.Add
     large = found.family == "sdxl"
     settings = {"micro": large, "empty_zero": large and _flag(found, "force_zeros_for_empty_prompt", True),
                 "refiner": _flag(found, "requires_aesthetics_score")}  # fmt: skip
-    return Read(steps, encoders, codec, network, _size(network, codec), settings, layouts.identity(layouts.files(found)))
+    eye = found.folder if found.parts.get("image_encoder") == "CLIPVisionModelWithProjection" else None
+    return Read(steps, encoders, codec, network, _size(network, codec), settings, layouts.identity(layouts.files(found)), eye)
 
 
 def _file(path: Path, extra: Sequence[added.Added], device: str, dtype: torch.dtype) -> Read:
@@ -104,7 +108,7 @@ def _file(path: Path, extra: Sequence[added.Added], device: str, dtype: torch.dt
     return Read(Steps(path, settings), encoders, codec, network, _size(network, codec), told, layouts.identity([path]))
 
 
-def _denoiser(name: str, network: UNet, schedule: Any, space: LatentSpace, stated: str | None,
+def _denoiser(name: str, network: torch.nn.Module, schedule: Any, space: LatentSpace, stated: str | None,
               prediction: str | None) -> Preconditioned:  # fmt: skip
     """The network as what it predicts, on the schedule that it was trained on.
 
@@ -138,7 +142,8 @@ def _denoiser(name: str, network: UNet, schedule: Any, space: LatentSpace, state
 
 
 def _nothing(space: LatentSpace, n: int) -> dict[str, torch.Tensor]:
-    cond = space.both([""] * n, None, {})[0]
+    side = 16 * space.codec.factor  # as large as the trial pictures
+    cond = space.both([""] * n, None, {"settings": {"size": f"{side}x{side}"}} if space.guides.beside else {})[0]
     device = space.codec.device
     return {key: value.to(device) for key, value in cond.items()}
 
@@ -179,6 +184,7 @@ def _check(where: Path, network: UNet, space: LatentSpace) -> None:
     if config.cross_attention_dim != width:
         raise UserError(f"{where}: the network reads text of {config.cross_attention_dim} numbers, the encoders give {width}; "
                         "get the folder again")  # fmt: skip
-    if config.in_channels != space.codec.channels:
-        raise UserError(f"{where}: the network takes {config.in_channels} channels, the autoencoder gives "
-                        f"{space.codec.channels}; folders for inpainting and depth are not read yet")  # fmt: skip
+    own = space.codec.channels
+    if config.in_channels not in (own, own + 1, 2 * own + 1):  # alone, with depth, with a mask and what it leaves
+        raise UserError(f"{where}: the network takes {config.in_channels} channels, the autoencoder gives {own}; get the folder "
+                        "again")  # fmt: skip

@@ -14,7 +14,8 @@ from unfog.interop.safe import Folder
 INDEX = "model_index.json"
 FAMILIES = {
     "StableDiffusionPipeline": "sd", "StableDiffusionImg2ImgPipeline": "sd", "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl", "StableDiffusionInpaintPipeline": "sd", "StableDiffusionDepth2ImgPipeline": "sd",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
 }  # fmt: skip
 PAIRS = {
     "unet": {("diffusers", "UNet2DConditionModel")},
@@ -25,9 +26,13 @@ PAIRS = {
     "safety_checker": {("stable_diffusion", "StableDiffusionSafetyChecker")},
     "image_encoder": {("transformers", "CLIPVisionModelWithProjection"), ("transformers", "SiglipVisionModel")},
     "feature_extractor": {("transformers", "CLIPFeatureExtractor"), ("transformers", "CLIPImageProcessor"),
-                          ("transformers", "CLIPImageProcessorPil"), ("transformers", "SiglipImageProcessor")},
+                          ("transformers", "CLIPImageProcessorPil"), ("transformers", "SiglipImageProcessor"),
+                          ("transformers", "DPTFeatureExtractor"), ("transformers", "DPTImageProcessor"),
+                          ("transformers", "DPTImageProcessorPil"), ("transformers", "DPTImageProcessorFast")},
+    "depth_estimator": {("transformers", "DPTForDepthEstimation")},
 }  # fmt: skip
 PAIRS |= {name: {("transformers", f"CLIPTokenizer{fast}") for fast in ("", "Fast")} for name in ("tokenizer", "tokenizer_2")}
+BESIDE = ("safety_checker", "feature_extractor", "image_encoder", "depth_estimator")  # that pictures do not depend on
 BLOCKS = 64  # of a weight file that its hash reads
 BLOCK = 2**16
 
@@ -87,7 +92,7 @@ def identity(files: list[Path]) -> str:
 
 def files(layout: Layout) -> list[Path]:
     """The files that decide what a picture looks like: weights, configs, tokens."""
-    used = [part for part in layout.parts if part not in ("safety_checker", "feature_extractor", "image_encoder")]
+    used = [part for part in layout.parts if part not in BESIDE]
     found = [path for part in sorted(used) for path in sorted((layout.folder.root / part).glob("*"))
              if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.is_file()]  # fmt: skip
     return [layout.folder.root / INDEX, *found]

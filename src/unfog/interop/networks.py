@@ -188,7 +188,8 @@ class UNet(nn.Module):
             self.text = text
         added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if "pooled" in cond else None
         x = x.contiguous(memory_format=torch.channels_last)
-        out: Tensor = self.unet(x, level, text, added_cond_kwargs=added, return_dict=False)[0]
+        extra: Any = cond.get("extra", {})  # what guides.py adds
+        out: Tensor = self.unet(x, level, text, added_cond_kwargs=added, return_dict=False, **extra)[0]
         return out.contiguous()
 
 
@@ -221,10 +222,11 @@ class Autoencoder:
     def dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype
 
-    def encode(self, pictures: Any) -> Tensor:
-        """Straight RGBA (B, H, W, 4) uint8 -> x0; transparency becomes white."""
+    def encode(self, pictures: Any, gone: Tensor | None = None) -> Tensor:
+        """Straight RGBA (B, H, W, 4) uint8 -> x0; transparency becomes white, and what is `gone` (B, 1, H, W) bool, grey."""
         planes = torch.as_tensor(pictures).to(self.device).permute(0, 3, 1, 2).float() / 255
         seen = planes[:, :3] * planes[:, 3:] + (1.0 - planes[:, 3:])
+        seen = seen if gone is None else torch.where(gone.to(self.device), 0.5, seen)
         with torch.no_grad():
             mean = self.vae.encode((2.0 * seen - 1.0).to(self.dtype)).latent_dist.mean
         return (mean.float() - self.offset) * self.scale

@@ -30,6 +30,9 @@ def save(model: Model, folder: str | Path, half: bool = True) -> None:
     space = model.space
     if not isinstance(space, LatentSpace):
         raise UserError(f"save: {model.name} is no model of Stable Diffusion's; copy its folder")
+    for one in _others(model):
+        if one.card.kind in ("control", "style"):
+            raise UserError(f"save: {one.path.name} has no place in the layout of diffusers; load the model without it")
     found = layouts.read(model.folder)
     encoders = [name for name in ("text_encoder", "text_encoder_2") if name in found.parts]
     network: Any = model.denoiser.network
@@ -46,7 +49,8 @@ def save(model: Model, folder: str | Path, half: bool = True) -> None:
     def write(place: Path) -> None:
         for part in sorted(found.parts):
             for path in sorted((model.folder / part).glob("*")):
-                if path.suffix in KEPT and path.is_file() and ".index." not in path.name:
+                wanted = KEPT if part in modules else (*KEPT, ".safetensors")  # what is not read here stays as it was
+                if path.suffix in wanted and path.is_file() and ".index." not in path.name:
                     write_atomic(place / part / path.name, found.folder.file(f"{part}/{path.name}").read_bytes())
         if vae is not None:
             config = Folder(vae.parent).file(f"{vae.name}/config.json")
