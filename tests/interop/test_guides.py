@@ -186,6 +186,22 @@ def test_t2i_adapters(adapters):
     assert apart(ours, wanted) < LATENTS < apart(ours, walked(model, x))
 
 
+def test_a_t2i_adapter_of_xl(place):
+    from diffusers import StableDiffusionXLAdapterPipeline, T2IAdapter
+
+    torch.manual_seed(6)
+    T2IAdapter(3, [32, 64], 1, 4, "full_adapter_xl").save_pretrained(place / "t2i-xl")
+    net = T2IAdapter.from_pretrained(place / "t2i-xl")
+    pipe = StableDiffusionXLAdapterPipeline.from_pretrained(place / "xl", adapter=net)
+    x = noise()
+    wanted = theirs(pipe, x, image=picture(1), adapter_conditioning_scale=0.8)
+    model = load(place / "xl", "cpu", [place / "t2i-xl"], dtype=torch.float32)
+    asked = [{"kind": "t2i", "picture": place / "edges.png", "strength": 0.8}]
+    assert apart(walked(model, x, sampler="euler", control=asked), wanted) < LATENTS
+    with pytest.raises(UserError, match="t2i-xl reads pictures whose sides are multiples of 4, not 34x32"):
+        model.generate(PROMPT, control=asked, seed=1, steps=1, settings={"size": "34x32"})
+
+
 def test_what_a_branch_reads_is_the_picture_in_the_frame(adapters):
     model = load(adapters / "first", "cpu", [adapters / "t2i-light"], dtype=torch.float32)
     guides = model.space.guides
@@ -237,7 +253,8 @@ def test_without_a_branch_it_is_said_what_to_give(place):
         ({"conditioning_embedding_out_channels": [10**9]}, "list of whole numbers"),
         ({"conditioning_embedding_out_channels": []}, "list of whole numbers"),
         ({"conditioning_channels": 10**9}, "conditioning_channels"),
-        ({"conditioning_channels": 4}, "has shape"),
+        ({"conditioning_channels": 4}, "reads 4 channels, which no picture has"),
+        ({"conditioning_channels": 1}, "has shape"),
         ({"controlnet_conditioning_channel_order": "gbr"}, "gbr"),
         ({"down_block_types": ["Nonsense", "DownBlock2D"]}, "makes no network"),
     ],
@@ -294,6 +311,23 @@ def test_broken_t2i_adapters(adapters):
     tiny.unet(0, block_out_channels=(32, 32)).save_pretrained(folder / "unet")
     with pytest.raises(UserError, match="t2i-sketch does not fit this model's network"):
         load(folder, "cpu", [adapters / "t2i-sketch"], dtype=torch.float32)
+
+
+def test_a_folder_of_the_hubs_cache(place, tmp_path):
+    """Its files are links into blobs/ beside its snapshots, which are named by a hash; the repository's name is the branch's."""
+    own = tmp_path / "models--someone--sd-controlnet-canny"
+    snapshot = own / "snapshots/0123abcd"
+    snapshot.mkdir(parents=True)
+    (own / "blobs").mkdir()
+    for file in (place / "my-canny").iterdir():
+        (own / "blobs" / file.name).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    model = load(place / "sd", "cpu", [snapshot], dtype=torch.float32)
+    assert [branch.name for branch in model.space.guides.branches] == ["sd-controlnet-canny"]
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(place / "my-canny/config.json")
+    with pytest.raises(UserError, match="is a link out of the folder"):
+        load(place / "sd", "cpu", [snapshot], dtype=torch.float32)
 
 
 def test_with_a_guide_nothing_is_saved(place, tmp_path):

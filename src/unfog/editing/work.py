@@ -90,12 +90,13 @@ class Work:
 
     def _tell(self, space: Asking, raw: Any) -> None:
         """Sizes, and what a network for inpainting reads beside the noisy item: what stays of it, and where."""
-        self.settings = {"settings": {"size": f"{raw.shape[1]}x{raw.shape[0]}"}}
         told = space.around(raw, None if self.placed is None else self.placed.kept)
         if told and self.request.tile:
             raise UserError(f"tile: {self.model.name} is for inpainting, at one picture's own edges; give another model")
         self.own |= {key: value.to(self.model.device) for key, value in told.items()}
         self.whole = bool(told)
+        high, wide = raw.shape[:2] if self.whole or self.placed is None else self.placed.frame
+        self.settings = {"settings": {"size": f"{wide}x{high}"}}
 
     @staticmethod
     def _frame(x0: Tensor, placed: Placed) -> tuple[int, ...]:

@@ -56,8 +56,7 @@ class Added:
 
     @property
     def card(self) -> Told:
-        name = self.path.resolve().name if self.weights is None else self.path.stem
-        return Told(name, TOLD.get(self.kind, self.kind))
+        return Told(self.path.stem if self.weights else _name(self.path), TOLD.get(self.kind, self.kind))
 
 
 def read(wish: str | Path) -> Added:
@@ -74,6 +73,12 @@ def read(wish: str | Path) -> Added:
     kind = "lora" if any(name.endswith(DOWN) for name in weights.entries) else "word"
     kind = "look" if any(name.startswith(("image_proj.", "ip_adapter.")) for name in weights.entries) else kind
     return Added(path, amount, kind, identity([path]), weights)
+
+
+def _name(path: Path) -> str:
+    """A folder's name; in the hub's cache, whose snapshots are named by a hash, that of its repository."""
+    place = path.resolve()
+    return place.parent.parent.name.rpartition("--")[2] if place.parent.name == "snapshots" else place.name
 
 
 def _kind(path: Path) -> str:
@@ -131,12 +136,14 @@ def guided(added: Sequence[Added], where: str, network: UNet, codec: Autoencoder
     for one in added:
         if one.kind in (guides.CONTROLNET, guides.T2I):
             place = one.path.resolve()
-            branches.append(guides.branch(Folder(place.parent), place.name, one.kind, one.strength, network, count, codec.factor,
-                                          device, dtype))  # fmt: skip
+            found = guides.branch(Folder(place.parent), place.name, one.kind, one.strength, network, count, codec.factor, device,
+                                  dtype)  # fmt: skip
+            found.name = _name(one.path)
+            branches.append(found)
     look, looks, eyes = None, [one for one in added if one.kind == "look"], [one for one in added if one.kind == "eye"]
-    for found in (looks, eyes):
-        if len(found) > 1:
-            raise UserError(f"adapter: {found[0].path} and {found[1].path} are both for a reference picture; give one")
+    for pair in (looks, eyes):
+        if len(pair) > 1:
+            raise UserError(f"adapter: {pair[0].path} and {pair[1].path} are both for a reference picture; give one")
     if eyes and not looks:
         raise UserError(f"adapter: {eyes[0].path} is an image encoder, which an IP-Adapter needs; give that file with it")
     for one in looks:

@@ -38,13 +38,15 @@ SHARED = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addi
 
 
 class Branch(nn.Module):
-    """One that follows a picture. kind: CONTROLNET or T2I. channels: of the picture. alone: heeded by the prompt's branch of
-    guidance only, as it says nothing of places."""
+    """One that follows a picture. kind: CONTROLNET or T2I. channels: of the picture, whose sides are multiples of `unit`.
+    alone: heeded by the prompt's branch of guidance only, as it says nothing of places."""
 
-    def __init__(self, name: str, kind: str, strength: float, network: nn.Module, channels: int, alone: bool = False) -> None:
+    def __init__(self, name: str, kind: str, strength: float, network: nn.Module, channels: int, alone: bool = False,
+                 unit: int = 1) -> None:  # fmt: skip
         super().__init__()
         self.network = UNet(network).unet if kind == CONTROLNET else network  # so its attention, too, remembers its text
         self.name, self.kind, self.strength, self.channels, self.alone = name, kind, strength, channels, alone
+        self.unit = unit
         self.kept: tuple[Tensor, list[Tensor]] | None = None
 
     def residuals(self, x: Tensor, level: Tensor, text: Tensor, added: Any, hint: Tensor) -> list[Tensor]:
@@ -180,6 +182,10 @@ class Guides:
                     raise UserError("control: the network's own depth map has no strength or interval; leave them out")
                 cond["beside"] = depth_of(hint[None], cells)
                 continue
+            unit = self.branches[place].unit
+            if frame[0] % unit or frame[1] % unit:
+                raise UserError(f"size: {self.branches[place].name} reads pictures whose sides are multiples of {unit}, not "
+                                f"{frame[0]}x{frame[1]}; give such a size")  # fmt: skip
             parts[place], strengths[place] = hint, one.strength * self.branches[place].strength
             intervals[place] = one.interval
         if not parts:
@@ -244,11 +250,13 @@ def branch(folder: Folder, component: str, kind: str, strength: float, base: UNe
     network = built(where, package(f"diffusers.models.{module}", name), config)
     own: Any = network.config
     _fits(where, own, kind, base.unet.config, channels, factor)
+    read = int(own.conditioning_channels if kind == CONTROLNET else own.in_channels)
+    if read not in (1, 3):
+        raise UserError(f"{where}: reads {read} channels, which no picture has; give a ControlNet or T2I-Adapter of pictures")
     filled(network, folder.weights(component, "diffusion_pytorch_model"), dtype)
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    read = int(own.conditioning_channels if kind == CONTROLNET else own.in_channels)
     alone = kind == CONTROLNET and bool(own.global_pool_conditions)
-    return Branch(component, kind, strength, network, read, alone)
+    return Branch(component, kind, strength, network, read, alone, 1 if kind == CONTROLNET else int(own.downscale_factor))
 
 
 def _fits(where: Any, own: Any, kind: str, base: Any, channels: int, factor: int) -> None:

@@ -79,8 +79,8 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         own = root.resolve()
-        # the hub's cache keeps a snapshot's files as links into blobs/ beside it
-        self.within = [own, *([own.parent.parent / "blobs"] if own.parent.name == "snapshots" else [])]
+        # the hub's cache keeps the files of snapshots/HASH as links into blobs/ beside it
+        self.within = [own, *(place.parent / "blobs" for place in (own, *own.parents) if place.name == "snapshots")]
 
     def has(self, name: str) -> bool:
         return (self.root / name).exists() or (self.root / name).is_symlink()
