@@ -128,6 +128,57 @@ def _copy(folder, name, **changes):
     return made
 
 
+def old_control(name, last):
+    """The first code's name of a ControlNet's weight."""
+    from test_single import old_unet
+
+    kind, _, rest = name.partition(".")
+    if kind == "controlnet_cond_embedding":
+        part, _, end = rest.partition(".")
+        place, end = {"conv_in": (0, end), "conv_out": (last, end)}.get(part) or (int(end[0]) + 1, end[2:])
+        return f"input_hint_block.{2 * place}.{end}"
+    if kind == "controlnet_down_blocks":
+        number, _, end = rest.partition(".")
+        return f"zero_convs.{number}.0.{end}"
+    return f"middle_block_out.0.{rest}" if kind == "controlnet_mid_block" else old_unet(name, {0})
+
+
+def test_a_controlnet_in_a_single_file(place, tmp_path):
+    whole = load_file(place / "my-canny/diffusion_pytorch_model.safetensors")
+    old = {f"control_model.{old_control(name, 3)}": tensor for name, tensor in whole.items()}
+    assert len(old) == len(whole) and "control_model.input_hint_block.6.weight" in old
+    save_file(old, tmp_path / "canny-old.safetensors")
+    save_file(whole, tmp_path / "canny-new.safetensors")
+    wanted = load(place / "sd", "cpu", [place / "my-canny"], dtype=torch.float32).space.guides.branches[0].network.state_dict()
+    for name in ("canny-old", "canny-new"):
+        model = load(place / "sd", "cpu", [tmp_path / f"{name}.safetensors"], dtype=torch.float32)
+        (found,) = model.space.guides.branches
+        assert found.name == name
+        assert all(torch.equal(value, wanted[key]) for key, value in found.network.state_dict().items())
+    hint = f"canny-new={place / 'edges.png'}"
+    first, second = (m.generate(PROMPT, control=[w], seed=1, steps=2)[0].tobytes()
+                     for m, w in ((model, hint), (load(place / "sd", "cpu", [place / "my-canny"], dtype=torch.float32),
+                                                  hint.replace("canny-new", "my-canny"))))  # fmt: skip
+    assert first == second
+
+    def refused(tensors, word):
+        save_file(tensors, tmp_path / "x.safetensors")
+        with pytest.raises(UserError, match=word) as caught:
+            load(place / "sd", "cpu", [tmp_path / "x.safetensors"], dtype=torch.float32)
+        assert "\n" not in str(caught.value) and "x.safetensors" in str(caught.value)
+
+    middle = "control_model.middle_block_out.0.bias"
+    refused({name: t for name, t in old.items() if name != middle}, "is missing; give a ControlNet made for this model's family")
+    refused({**old, middle: torch.ones(63)}, "this model wants")
+    refused({**old, "task_embedding": torch.ones(6, 32)}, "for no layer of this model")
+    refused({**old, middle: torch.full((64,), torch.inf)}, "not finite")
+    refused({**old, middle.removeprefix("control_model."): torch.ones(64)}, "under two names")
+    refused({"input_hint_block.0.bias": torch.ones(3)}, "laid out as no known ControlNet")
+    refused({"controlnet_cond_embedding.conv_in.weight": torch.ones(3)}, "laid out as no known ControlNet")
+    with pytest.raises(UserError, match="made for this model's family"):
+        load(place / "xl", "cpu", [tmp_path / "canny-old.safetensors"], dtype=torch.float32)
+
+
 def test_a_controlnet_of_xl(place):
     from diffusers import ControlNetModel, EulerDiscreteScheduler, StableDiffusionXLControlNetPipeline
 

@@ -4,7 +4,7 @@
     words     rows after the text encoder's own; the word in a prompt stands for them
     VAE       a folder of AutoencoderKL
     tokens    a folder of vocab.json and merges.txt, for a single file, which has none
-    guides    a folder of ControlNetModel or T2IAdapter; an IP-Adapter's file and its image encoder's folder (guides.py)
+    guides    a ControlNet's folder or file, a T2I-Adapter's folder, an IP-Adapter's file and its image encoder's folder
 
 Each is told from what it holds, given as PATH or PATH:STRENGTH, and read as safely as the folder itself.
 """
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from unfog.interop.space import Encoder, LatentSpace
 
 DOWN = (".lora_A.weight", ".lora_down.weight", "_lora.down.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
+HINTS = ("input_hint_block.", "controlnet_cond_embedding.")  # what only a ControlNet has
 FOLDERS = {"AutoencoderKL": "vae", "ControlNetModel": guides.CONTROLNET, "T2IAdapter": guides.T2I,
            "CLIPVisionModelWithProjection": "eye"}  # fmt: skip
 TOLD = {guides.CONTROLNET: "control", guides.T2I: "control", "look": "style", "eye": "style"}  # as our own of the same use
@@ -71,6 +72,7 @@ def read(wish: str | Path) -> Added:
         raise as_pickle(path)
     weights = Weights(path, header(path))
     kind = "lora" if any(name.endswith(DOWN) for name in weights.entries) else "word"
+    kind = guides.CONTROLNET if any(mark in name for name in weights.entries for mark in HINTS) else kind
     kind = "look" if any(name.startswith(("image_proj.", "ip_adapter.")) for name in weights.entries) else kind
     return Added(path, amount, kind, identity([path]), weights)
 
@@ -134,7 +136,10 @@ def guided(added: Sequence[Added], where: str, network: UNet, codec: Autoencoder
     count, beside = codec.channels, {2 * codec.channels + 1: guides.INPAINT, codec.channels + 1: guides.DEPTH}
     branches = []
     for one in added:
-        if one.kind in (guides.CONTROLNET, guides.T2I):
+        if one.kind == guides.CONTROLNET and one.weights is not None:
+            branches.append(guides.branch_of_file(one.path, one.weights, one.strength, network, count, codec.factor, device,
+                                                  dtype))  # fmt: skip
+        elif one.kind in (guides.CONTROLNET, guides.T2I):
             place = one.path.resolve()
             found = guides.branch(Folder(place.parent), place.name, one.kind, one.strength, network, count, codec.factor, device,
                                   dtype)  # fmt: skip

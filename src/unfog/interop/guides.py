@@ -11,8 +11,11 @@ Sources: Zhang et al. 2023 (ControlNet), arXiv:2302.05543; Mou et al. 2023 (T2I-
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +25,10 @@ from torch import Tensor, nn
 
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError, shown, unknown
-from unfog.interop.looking import Look
+from unfog.interop.looking import Look, fit
 from unfog.interop.networks import UNet, built, config_of, filled, package
-from unfog.interop.safe import Folder
+from unfog.interop.safe import Folder, Weights
+from unfog.interop.single import held, unet_name
 from unfog.modalities.contract import Cond
 from unfog.requests import GenerateRequest
 from unfog.steer import Hints, hash_of, reference_of
@@ -257,6 +261,54 @@ def branch(folder: Folder, component: str, kind: str, strength: float, base: UNe
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     alone = kind == CONTROLNET and bool(own.global_pool_conditions)
     return Branch(component, kind, strength, network, read, alone, 1 if kind == CONTROLNET else int(own.downscale_factor))
+
+
+def branch_of_file(path: Path, weights: Weights, strength: float, base: UNet, channels: int, factor: int, device: str,
+                   dtype: torch.dtype) -> Branch:  # fmt: skip
+    """A ControlNet's single file, under the first code's names or diffusers'; without a config it is the copy of this U-Net.
+
+    Raises UserError where it is not.
+    """
+    config: Any = base.unet.config
+    layers = config.layers_per_block
+    if not isinstance(layers, int):
+        raise UserError(f"{path}: is for no network whose levels differ as this model's do; give a folder with a config.json")
+    count = len([name for name in weights.entries if re.fullmatch(r".*input_hint_block\.\d+\.weight", name)])
+    tensors = held(path, {_control_name(name, layers, count): tensor for name, tensor in weights.load().items()})
+    if len(tensors.entries) < len(weights.entries):
+        raise UserError(f"{path}: holds some weights under two names; get the file again")
+    hint = "controlnet_cond_embedding."
+    try:
+        widths = [tensors.entries[f"{hint}conv_in.weight"].shape[0]]
+        while f"{hint}blocks.{2 * len(widths) - 1}.weight" in tensors.entries:
+            widths.append(tensors.entries[f"{hint}blocks.{2 * len(widths) - 1}.weight"].shape[0])
+        read = tensors.entries[f"{hint}conv_in.weight"].shape[1]
+    except (KeyError, IndexError):
+        raise UserError(f"{path}: is laid out as no known ControlNet; give a folder with a config.json") from None
+    make = package("diffusers.models.controlnets.controlnet", "ControlNetModel")
+    own = {key: value for key, value in config.items() if key in inspect.signature(make.__init__).parameters}
+    own |= {"in_channels": channels, "conditioning_channels": read, "conditioning_embedding_out_channels": widths}
+    network = built(path, make, own)
+    fit(path, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, tensors, "a ControlNet")
+    _fits(path, network.config, CONTROLNET, config, channels, factor)
+    if read not in (1, 3):
+        raise UserError(f"{path}: reads {read} channels, which no picture has; give a ControlNet of pictures")
+    filled(network, tensors, dtype)
+    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Branch(path.stem, CONTROLNET, strength, network, int(read))
+
+
+def _control_name(name: str, layers: int, count: int) -> str:
+    """diffusers' name of a ControlNet's weight; count: layers that make its picture as small as latents."""
+    name = name.removeprefix("control_model.")
+    hint = re.fullmatch(r"input_hint_block\.(\d+)\.(.+)", name)
+    if hint:
+        place = int(hint[1]) // 2  # an activation after each
+        inner = "conv_in" if place == 0 else "conv_out" if place == count - 1 else f"blocks.{place - 1}"
+        return f"controlnet_cond_embedding.{inner}.{hint[2]}"
+    name = re.sub(r"^zero_convs\.(\d+)\.0\.", r"controlnet_down_blocks.\1.", name)
+    name = re.sub(r"^middle_block_out\.0\.", "controlnet_mid_block.", name)
+    return unet_name(name, layers)
 
 
 def _fits(where: Any, own: Any, kind: str, base: Any, channels: int, factor: int) -> None:

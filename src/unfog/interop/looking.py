@@ -246,12 +246,7 @@ def look(path: Path, weights: Weights, strength: float, encoder: ClipVision, une
     for k, layer in enumerate(layers):
         for part in ("to_k_ip", "to_v_ip"):
             wanted[f"ip_adapter.{2 * k + 1}.{part}.weight"] = (layer.to_k.weight.shape[0], text)
-    try:
-        check_shapes(wanted, weights)
-    except UserError as error:
-        reason = str(error).removeprefix(f"{path}: ").split("; ")[0].replace("config.json wants", "this model wants")
-        reason = reason.replace("no part of the network of config.json", "for no layer of this model")
-        raise UserError(f"{path}: {reason}; give an IP-Adapter made for this model's family") from None
+    fit(path, wanted, weights, "an IP-Adapter")
     tensors = weights.load()
     project.load_state_dict({name: tensors[f"image_proj.{names[name]}"].float() for name in names}, assign=True)
     given = encoder.visual_projection.weight.shape[0 if project.kind == "plain" else 1]
@@ -262,6 +257,16 @@ def look(path: Path, weights: Weights, strength: float, encoder: ClipVision, une
         key, value = (tensors[f"ip_adapter.{2 * k + 1}.{part}.weight"].to(device, dtype) for part in ("to_k_ip", "to_v_ip"))
         layer.processor = Beside(layer.processor, key, value)
     return Look(encoder, project.to(device).eval().requires_grad_(False), strength)
+
+
+def fit(path: Path, wanted: Mapping[str, tuple[int, ...]], weights: Weights, what: str) -> None:
+    """`check_shapes` of a file without a config, whose shapes the model decides."""
+    try:
+        check_shapes(wanted, weights)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ").split("; ")[0].replace("config.json wants", "this model wants")
+        reason = reason.replace("no part of the network of config.json", "for no layer of this model")
+        raise UserError(f"{path}: {reason}; give {what} made for this model's family") from None
 
 
 def _renamed(name: str) -> str:
