@@ -209,6 +209,17 @@ def test_what_is_not_read_is_saved_as_it_was(place, tmp_path):
     assert (tmp_path / "out/depth_estimator/model.safetensors").read_bytes() == b"weights of its own"
 
 
+@pytest.mark.parametrize("pair", [["evil", "Estimator"], ["transformers", "AutoModel"], "DPTForDepthEstimation"])
+def test_an_unknown_estimator(place, tmp_path, pair):
+    import shutil
+
+    folder = shutil.copytree(place / "depth", tmp_path / "depth")
+    told = json.loads((folder / "model_index.json").read_text()) | {"depth_estimator": [*pair] if isinstance(pair, list) else {}}
+    (folder / "model_index.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match="depth_estimator"):
+        load(folder, "cpu", dtype=torch.float32)
+
+
 def test_channels_that_mean_nothing(place, tmp_path):
     folder = tiny.stable_diffusion(tmp_path / "odd")
     tiny.unet(0, in_channels=7).save_pretrained(folder / "unet")

@@ -339,6 +339,16 @@ def test_damaged_weights_of_a_controlnet(place):
     refused("is a pickle")
     (folder / "diffusion_pytorch_model.bin").unlink()
     refused("is missing")
+    names = sorted(whole)
+    half = {name: whole[name] for name in names[: len(names) // 2]}
+    save_file(half, folder / "diffusion_pytorch_model-00001-of-00002.safetensors")
+    places = {name: f"diffusion_pytorch_model-0000{1 if name in half else 2}-of-00002.safetensors" for name in names}
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    refused("00002-of-00002.safetensors: is missing")
+    save_file({name: whole[name] for name in names if name not in half},
+              folder / "diffusion_pytorch_model-00002-of-00002.safetensors")  # fmt: skip
+    load(place / "sd", "cpu", [folder], dtype=torch.float32)
     (folder / "config.json").unlink()
     refused("no config.json there")
 

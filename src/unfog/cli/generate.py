@@ -113,12 +113,14 @@ def generate(
         The name of a shipped model (see `unfog models`), a model folder, or one in the layout of diffusers (Stable Diffusion);
         without it, emoji-64.
     adapter
-        An adapter's folder as PATH or PATH:STRENGTH (-4 to 4; 1 without, 0 = as if it were not there). Repeatable.
+        An adapter's folder as PATH or PATH:STRENGTH (-4 to 4; 1 without, 0 = as if it were not there); for Stable Diffusion also
+        LoRA, ControlNet, IP-Adapter, ... (docs/stable-diffusion.md). Repeatable.
     any_base
         Use adapters on another model than the one they were trained on, where the shapes fit.
     control
         A picture to follow, as KIND=PICTURE or KIND=PICTURE:STRENGTH (0 to 2; 1 = as learned): lineart, softedge, silhouette,
-        palette, lowres; `unfog control` shows what is seen of it. Repeatable, each kind once.
+        palette, lowres; `unfog control` shows what is seen of it; for Stable Diffusion the folder's name of a ControlNet or
+        T2I-Adapter. Repeatable, each kind once.
     control_strength
         The strength of all --control that name none.
     control_interval

@@ -184,6 +184,7 @@ class Look:
 
     def __init__(self, encoder: ClipVision, project: Tokens, strength: float) -> None:
         self.encoder, self.project, self.strength = encoder, project, strength
+        self.kept: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     @torch.no_grad()
     def tokens(self, pictures: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -191,13 +192,15 @@ class Look:
 
         Raises UserError for a picture that cannot be read.
         """
-        device = self.project.parameters().__next__().device
-        seen = torch.stack([prepared(one, self.encoder.size) for one in pictures]).to(device)
+        seen = torch.stack([prepared(one, self.encoder.size) for one in pictures]).to(next(self.project.parameters()).device)
+        if self.kept is not None and torch.equal(self.kept[0], seen):  # a request is checked before it is made
+            return self.kept[1]
         told = self.encoder(seen)
         plain = self.project.kind == "plain"
         nothing = (torch.zeros_like(told[0][:1]), told[1][:1]) if plain else self.encoder(torch.zeros_like(seen[:1]))
         found, empty = self.project(*told), self.project(*nothing)
-        return found.flatten(0, 1)[None], empty.repeat(1, len(seen), 1)
+        self.kept = seen, (found.flatten(0, 1)[None], empty.repeat(1, len(seen), 1))
+        return self.kept[1]
 
     @contextmanager
     def at(self, tokens: Tensor, weights: Tensor) -> Iterator[None]:

@@ -215,10 +215,11 @@ def header(path: Path) -> dict[str, Entry]:
         size = path.stat().st_size
         with open(path, "rb") as opened:
             first = opened.read(9)
-            length = int.from_bytes(first[:8], "little")
-            good = first[8:9] == b"{" and length <= min(LARGEST_HEADER, size - 8)  # whose length may begin like a pickle
-            if path.suffix.lower() in PICKLES or (not good and (first[:4] == b"PK\x03\x04" or first[:1] == b"\x80")):
+            # a pickle's first byte is also the least of one header's length in 32, behind which a brace stands
+            pickled = first[:1] == b"\x80" and first[8:9] != b"{"
+            if pickled or first[:4] == b"PK\x03\x04" or path.suffix.lower() in PICKLES:
                 raise as_pickle(path)
+            length = int.from_bytes(first[:8], "little")
             if len(first) < 9 or first[8:9] != b"{":
                 raise UserError(f"{path}: is no safetensors file; get it again")
             if length > min(LARGEST_HEADER, size - 8):
