@@ -215,7 +215,9 @@ def header(path: Path) -> dict[str, Entry]:
         size = path.stat().st_size
         with open(path, "rb") as opened:
             first = opened.read(9)
-            if first[:4] == b"PK\x03\x04" or first[:1] == b"\x80" or path.suffix.lower() in PICKLES:
+            # a pickle's first byte is also the least of one header's length in 32, behind which a brace stands
+            pickled = first[:1] == b"\x80" and first[8:9] != b"{"
+            if pickled or first[:4] == b"PK\x03\x04" or path.suffix.lower() in PICKLES:
                 raise as_pickle(path)
             length = int.from_bytes(first[:8], "little")
             if len(first) < 9 or first[8:9] != b"{":
