@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_flow
 
-from unfog.diffusion import Noise, begin, run
+from unfog.diffusion import Noise, begin, make_plan, run
 from unfog.diffusion.guidance.cfg import ClassifierFree
 from unfog.interop import load
+from unfog.interop.flows import FlowSteps
 
 LATENTS, STATES = 1e-4, 1e-5
 PROMPT, NEGATIVE = "a red apple on the moon", "a blue cat"
@@ -141,3 +143,56 @@ def test_latents_of_flux(packed, scale):
     cond, other = model.space.both([PROMPT], NEGATIVE, told)
     plan = model.plan("euler", 20, shape=(8, 12, 16))
     assert plan.nfe == 20 and apart(walked(model, plan, x, cond, other, scale), wanted) < LATENTS
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc"])
+def test_multistep_samplers(whole, name):
+    """Theirs have levels of their own; here they get the folder's, from just below 1, where theirs are finite."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusion3Pipeline, UniPCMultistepScheduler
+
+    kind = {"dpmpp_2m": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
+    theirs = kind(prediction_type="flow_prediction", use_flow_sigmas=True)
+    model = load(whole[0], "cpu", dtype=torch.float32)
+    times, own = [0.999, *model.plan(name, 20).t[1:], 0.0], theirs.set_timesteps
+
+    def set_timesteps(n, device=None):
+        own(n, device)
+        theirs.sigmas = torch.tensor(times, dtype=torch.float32)
+        theirs.timesteps = theirs.sigmas[:-1] * 1000
+
+    theirs.set_timesteps = set_timesteps
+    pipe = StableDiffusion3Pipeline.from_pretrained(whole[0], scheduler=theirs)
+    pipe.set_progress_bar_config(disable=True)
+    x = torch.randn(1, 8, 12, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = pipe(PROMPT, negative_prompt=NEGATIVE, num_inference_steps=20, guidance_scale=7.0, latents=x.clone(),
+                      width=32, height=24, output_type="latent").images  # fmt: skip
+    cond, other = model.space.both([PROMPT], NEGATIVE, SIZE)
+    plan = make_plan(name, model.denoiser.process.schedule, times, **({"ramp_down": True} if name == "unipc" else {}))
+    assert plan.nfe == 20 and apart(walked(model, plan, x, cond, other, 7.0), wanted) < LATENTS
+
+
+def test_heun_on_the_folders_levels(whole):
+    """Its rule is Karras' in σ/α, theirs the trapezoid in σ (both of second order), so the pictures differ; the levels do not."""
+    from diffusers import FlowMatchHeunDiscreteScheduler
+
+    theirs, model = FlowMatchHeunDiscreteScheduler(shift=3.0), load(whole[0], "cpu", dtype=torch.float32)
+    theirs.set_timesteps(20)
+    assert np.abs(theirs.timesteps.numpy() - 1000 * model.plan("heun", 20).t).max() < 1e-3
+
+
+@pytest.mark.parametrize("noise", [{"shift": 3.0}, {"use_dynamic_shifting": True}, {"use_exponential_sigmas": True, "shift": 2.0},
+                                   {"use_karras_sigmas": True}, {"num_train_timesteps": 500, "shift": 6.0},
+                                   {"shift_terminal": 0.1, "use_dynamic_shifting": True, "max_image_seq_len": 8192}])  # fmt: skip
+def test_levels_are_theirs(tmp_path, noise):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    for even in (False, True):
+        theirs = FlowMatchEulerDiscreteScheduler(**noise)
+        own = theirs.config
+        mu = calculate_shift(600, own.base_image_seq_len, own.max_image_seq_len, own.base_shift, own.max_shift)
+        theirs.set_timesteps(*(() if even else (12,)), mu=mu, sigmas=np.linspace(1, 1 / 12, 12) if even else None)
+        steps = FlowSteps(tmp_path / "s.json", {"_class_name": "FlowMatchEulerDiscreteScheduler", **noise}, even)
+        steps.check()
+        assert np.abs(steps.levels(12, 600) - theirs.sigmas[:-1].numpy()).max() < 1e-6

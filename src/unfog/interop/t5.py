@@ -75,8 +75,11 @@ def _check(told: Mapping[str, Any], where: Path) -> None:
     """A unigram model, and around it parts of PARTS only."""
     model = told.get("model")
     words = model.get("vocab") if isinstance(model, dict) and model.get("type", "Unigram") == "Unigram" else None
-    if not isinstance(words, list) or not all(_is_word(word) for word in words):
+    if not isinstance(words, list) or not words or not all(_is_word(word) for word in words):
         raise UserError(f"{where}: is no list of SentencePiece's words and their weights; get the folder again")
+    other = model["unk_id"] if isinstance(model, dict) and "unk_id" in model else None
+    if type(other) is not int or not 0 <= other < len(words):
+        raise UserError(f"{where}: its unk_id {shown(other)} is none of its words; get the folder again")
     for place in ("normalizer", "pre_tokenizer"):
         left = [told.get(place)]
         while left:
