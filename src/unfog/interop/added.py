@@ -3,6 +3,7 @@
     LoRA      W ← W + strength·(alpha/rank)·up·down            names of peft, of diffusers before it, and of kohya
     words     rows after the text encoder's own; the word in a prompt stands for them
     VAE       a folder of AutoencoderKL
+    refiner   a folder of Stable Diffusion XL's (`refiner.py`); its number is the base's share of the way
     tokens    a folder of vocab.json and merges.txt, for a single file, which has none
 
 Each is told from what it holds, given as PATH or PATH:STRENGTH, and read as safely as the folder itself.
@@ -22,7 +23,9 @@ from torch import Tensor, nn
 
 from unfog.adapters import asked
 from unfog.errors import UserError, shown
+from unfog.interop import layout as layouts
 from unfog.interop.layout import identity
+from unfog.interop.refiner import SHARE
 from unfog.interop.safe import PICKLES, Folder, Weights, as_pickle, header
 
 if TYPE_CHECKING:
@@ -57,6 +60,9 @@ def read(wish: str | Path) -> Added:
     """What PATH[:STRENGTH] is. Raises UserError where it is none of what can be added."""
     path, strength = asked(wish)
     amount = 1.0 if strength is None else strength
+    if (path / layouts.INDEX).is_file():
+        own = identity(layouts.files(layouts.read(path)))
+        return Added(path, SHARE if strength is None else strength, "refiner", own, None)
     if path.is_dir():
         kind = "vae" if (path / "config.json").is_file() else "tokens"
         if kind == "tokens" and not (path / "vocab.json").is_file():

@@ -22,6 +22,7 @@ from unfog.interop.layout import Layout
 from unfog.interop.networks import Autoencoder, UNet, autoencoder, clip_text, package, unet
 from unfog.interop.noise import Steps
 from unfog.interop.probe import probe
+from unfog.interop.refiner import Refined, handed
 from unfog.interop.safe import Folder, header
 from unfog.interop.space import Encoder, LatentSpace
 from unfog.interop.t5 import t5
@@ -67,6 +68,9 @@ def load(path: Path, device: str | None, adapters: Sequence[str | Path], predict
     added.apply(extra, read.network.unet, space)
     schedule = read.steps.schedule()
     denoiser = _denoiser(path.name, read.network, schedule, space, read.steps.prediction(), prediction)
+    for one in extra:
+        if one.kind == "refiner":
+            space, denoiser = _refined(one, space, denoiser, device, dtype)
     return Model.of(Parts(
         name=path.resolve().name, hash=read.hash, kind=modality("image"), space=space, denoiser=denoiser,
         defaults=dict(DEFAULTS), device=device, dtype=dtype, folder=path, card=space.card(),
@@ -84,6 +88,8 @@ def _flowing(found: Layout, adapters: Sequence[str | Path], prediction: str | No
     clips = [text_encoder(found, part, device) if part in found.parts else None
              for part in (layouts.TEXTS[:2] if family == "sd3" else layouts.TEXTS[:1])]  # fmt: skip
     extra = added.read_all(adapters)
+    if any(one.kind == "refiner" for one in extra):
+        raise UserError(f"adapter: a refiner goes with Stable Diffusion XL only, not with {root.name}; leave it out")
     codec = autoencoder(*(added.autoencoder_of(extra) or (found.folder, "vae")), device, torch.float32)
     network, sizes = joint.joint(found.folder, "transformer", family, dtype)
     part = layouts.TEXTS[2] if family == "sd3" else layouts.TEXTS[1]
@@ -106,15 +112,30 @@ def _flowing(found: Layout, adapters: Sequence[str | Path], prediction: str | No
     ))  # fmt: skip
 
 
-def _folder(found: Layout, adapters: Sequence[str | Path], extra: list[added.Added], device: str, dtype: torch.dtype) -> Read:
-    """The parts of a folder; `extra` is filled with what is added to it."""
+def _refined(one: added.Added, space: LatentSpace, denoiser: Preconditioned, device: str,
+             dtype: torch.dtype) -> tuple[LatentSpace, Preconditioned]:  # fmt: skip
+    """The model with a refiner's folder behind it."""
+    found = layouts.read(one.path)
+    if found.family != "sdxl" or isinstance(space, Refined):
+        word = "one refiner is enough" if isinstance(space, Refined) else "is no folder of Stable Diffusion XL's refiner"
+        raise UserError(f"adapter: {one.path}: {word}; leave it out")
+    late = _folder(found, (), [], device, dtype, space.codec)
+    after = LatentSpace(late.codec, late.encoders, late.size, **late.settings)
+    _check(one.path, late.network, after)
+    told = _denoiser(one.path.name, late.network, late.steps.schedule(), after, late.steps.prediction(), None)
+    return handed(one.path, one.strength, space, denoiser, after, told)
+
+
+def _folder(found: Layout, adapters: Sequence[str | Path], extra: list[added.Added], device: str, dtype: torch.dtype,
+            codec: Autoencoder | None = None) -> Read:  # fmt: skip
+    """The parts of a folder; `extra` is filled with what is added to it; codec: instead of the folder's own."""
     name = "scheduler/scheduler_config.json"
     steps = Steps(found.folder.root / name, found.folder.json(name), found.family == "sd")
     steps.schedule()  # refused before anything large is read
     encoders = [text_encoder(found, name, device) for name in ("text_encoder", "text_encoder_2") if name in found.parts]
     extra += added.read_all(adapters)
     package("diffusers.models", "UNet2DConditionModel")
-    codec = autoencoder(*(added.autoencoder_of(extra) or (found.folder, "vae")), device, torch.float32)
+    codec = codec or autoencoder(*(added.autoencoder_of(extra) or (found.folder, "vae")), device, torch.float32)
     network = unet(found.folder, "unet", dtype).to(device)
     large = found.family == "sdxl"
     settings = {"micro": large, "empty_zero": large and _flag(found, "force_zeros_for_empty_prompt", True),

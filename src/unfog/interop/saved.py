@@ -31,6 +31,8 @@ def save(model: Model, folder: str | Path, half: bool = True) -> None:
     space = model.space
     if not isinstance(space, LatentSpace):
         raise UserError(f"save: {model.name} is no model of Stable Diffusion's; copy its folder")
+    if any(one.kind == "refiner" for one in _others(model)):
+        raise UserError("save: a refiner is a folder of its own; load the model without it")
     found = layouts.read(model.folder)
     encoders = [name for name in layouts.TEXTS if found.parts.get(name, "T5").startswith("CLIP")]
     network: Any = model.denoiser.network
