@@ -110,8 +110,8 @@ def generate(
     literal
         Take prompts as plain text, whatever brackets and colons they hold (docs/prompts.md).
     model
-        The name of a shipped model (see `unfog models`), a model folder, or one in the layout of diffusers (Stable Diffusion);
-        without it, emoji-64.
+        The name of a shipped model (see `unfog models`), a model folder, or one in the layout of diffusers (Stable Diffusion,
+        Flux); without it, emoji-64.
     adapter
         An adapter's folder as PATH or PATH:STRENGTH (-4 to 4; 1 without, 0 = as if it were not there). Repeatable.
     any_base
@@ -131,7 +131,7 @@ def generate(
         eps or v: what the network of a folder of Stable Diffusion's predicts, where the folder does not say.
     set
         NAME=VALUE, a setting that only this model knows; of Stable Diffusion's size=768x512, of XL also original, target
-        (WIDTHxHEIGHT) and crop (LEFT,TOP). Repeatable.
+        (WIDTHxHEIGHT) and crop (LEFT,TOP), of 3 and Flux tokens=256 (of T5), of Flux guidance=3.5. Repeatable.
     like
         Remake this picture byte for byte from the recipe inside it; refused where the model is another one.
     out

@@ -3,6 +3,7 @@
     LoRA      W ← W + strength·(alpha/rank)·up·down            names of peft, of diffusers before it, and of kohya
     words     rows after the text encoder's own; the word in a prompt stands for them
     VAE       a folder of AutoencoderKL
+    network   a file with the transformer of Stable Diffusion 3 or Flux (`original.py`), in place of the folder's own
     refiner   a folder of Stable Diffusion XL's (`refiner.py`); its number is the base's share of the way
     tokens    a folder of vocab.json and merges.txt, for a single file, which has none
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from unfog.adapters import asked
 from unfog.errors import UserError, shown
 from unfog.interop import layout as layouts
+from unfog.interop import original
 from unfog.interop.layout import identity
 from unfog.interop.refiner import SHARE
 from unfog.interop.safe import PICKLES, Folder, Weights, as_pickle, header
@@ -74,6 +76,7 @@ def read(wish: str | Path) -> Added:
         raise as_pickle(path)
     weights = Weights(path, header(path))
     kind = "lora" if any(name.endswith(DOWN) for name in weights.entries) else "word"
+    kind = "network" if kind == "word" and original.family(weights.entries) is not None else kind
     return Added(path, amount, kind, identity([path]), weights)
 
 

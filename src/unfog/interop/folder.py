@@ -14,7 +14,7 @@ from unfog.diffusion import Gaussian
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.schedules import Linear, Table
 from unfog.errors import UserError, shown, unknown
-from unfog.interop import added, joint, single
+from unfog.interop import added, joint, original, single
 from unfog.interop import layout as layouts
 from unfog.interop.clip import Tokens
 from unfog.interop.flows import FlowSteps
@@ -67,6 +67,8 @@ def load(path: Path, device: str | None, adapters: Sequence[str | Path], predict
     _check(path, read.network, space)
     added.apply(extra, read.network.unet, space)
     schedule = read.steps.schedule()
+    if any(one.kind == "network" for one in extra):
+        raise UserError(f"adapter: a network of Stable Diffusion 3 or Flux is given, which {path.name} is not; leave it out")
     denoiser = _denoiser(path.name, read.network, schedule, space, read.steps.prediction(), prediction)
     for one in extra:
         if one.kind == "refiner":
@@ -91,7 +93,11 @@ def _flowing(found: Layout, adapters: Sequence[str | Path], prediction: str | No
     if any(one.kind == "refiner" for one in extra):
         raise UserError(f"adapter: a refiner goes with Stable Diffusion XL only, not with {root.name}; leave it out")
     codec = autoencoder(*(added.autoencoder_of(extra) or (found.folder, "vae")), device, torch.float32)
-    network, sizes = joint.joint(found.folder, "transformer", family, dtype)
+    others = [one.weights for one in extra if one.kind == "network" and one.weights]
+    if len(others) > 1:
+        raise UserError("adapter: two networks are given; give one")
+    weights = original.transformer(others[0], family) if others else None
+    network, sizes = joint.joint(found.folder, "transformer", family, dtype, weights)
     part = layouts.TEXTS[2] if family == "sd3" else layouts.TEXTS[1]
     words = None
     if part in found.parts:
@@ -145,6 +151,9 @@ def _folder(found: Layout, adapters: Sequence[str | Path], extra: list[added.Add
 
 def _file(path: Path, extra: Sequence[added.Added], device: str, dtype: torch.dtype) -> Read:
     """The parts of a single checkpoint. Raises UserError where no tokenizer is given beside it."""
+    if (kind := original.family(header(path))) is not None:
+        raise UserError(f"{path}: is the network of {original.FAMILY[kind]} alone, or has no tokenizers; "
+                        "give a folder of it as the model, and this file with --adapter")  # fmt: skip
     place = next((one.path for one in extra if one.kind == "tokens"), None)
     if place is None:
         raise UserError(

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from unfog.errors import UserError, shown, unknown
 from unfog.interop.clip import Fragments
 from unfog.interop.networks import Autoencoder, built, config_of, filled, package
-from unfog.interop.safe import Folder
+from unfog.interop.safe import Folder, Weights
 from unfog.interop.space import Encoder, LatentSpace
 from unfog.interop.t5 import LONGEST, T5Encoder
 from unfog.modalities.contract import Cond
@@ -80,8 +80,12 @@ class Flux(nn.Module):
         return out.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
 
-def joint(folder: Folder, component: str, family: str, dtype: torch.dtype) -> tuple[SD3 | Flux, Sizes]:
-    """The denoising network of a folder of SD 3 or Flux. Raises UserError for a config or weights that do not fit together."""
+def joint(folder: Folder, component: str, family: str, dtype: torch.dtype,
+          weights: Weights | None = None) -> tuple[SD3 | Flux, Sizes]:  # fmt: skip
+    """The denoising network of a folder of SD 3 or Flux; weights: instead of the folder's own.
+
+    Raises UserError for a config or weights that do not fit together.
+    """
     where = folder.root / component / "config.json"
     config = config_of(folder, component)
     made = built(where, package(MODULES[family], CLASSES[family]), config)
@@ -101,7 +105,7 @@ def joint(folder: Folder, component: str, family: str, dtype: torch.dtype) -> tu
     if odd:
         raise UserError(f"{where}: {odd} {shown(str(getattr(own, odd)))} makes no network of {CLASSES[family]} that unfog reads; "
                         "networks that edit or fill in pictures are not read")  # fmt: skip
-    filled(made, folder.weights(component, "diffusion_pytorch_model"), dtype)
+    filled(made, weights or folder.weights(component, "diffusion_pytorch_model"), dtype)
     return (SD3(made) if family == "sd3" else Flux(made)), sizes
 
 
