@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -170,18 +170,18 @@ def with_shipped(recipe: object, wishes: Sequence[str]) -> list[str]:
     return [*wishes, *map(str, own)]
 
 
-def like(where: str, recipe: object, wishes: Sequence[str]) -> list[str]:
+def like(where: str, recipe: object, wishes: Sequence[str], read: Callable[[str], Any] = read_adapter) -> list[str]:
     """The adapters that remake a picture, in its own order and strengths, found among the ones given.
 
-    recipe: what `recorded` wrote there, from a stranger perhaps. Raises UserError naming the one that is missing, or too many,
-    or asked for at another strength.
+    recipe: what `recorded` wrote there, from a stranger perhaps; read: what a wish is. Raises UserError naming the one that is
+    missing, or too many, or asked for at another strength.
     """
     if not isinstance(recipe, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("hash"), str) and isinstance(entry.get("strength"), (int, float))
         for entry in recipe
     ):
         raise UserError(f"{where}: its recipe is damaged; give a PNG that unfog made and no other program changed")
-    given = {(found := read_adapter(wish)).hash: (found, asked(wish)) for wish in wishes}
+    given = {(found := read(wish)).hash: (found, asked(wish)) for wish in wishes}
     chosen: list[str] = []
     for entry in recipe:
         told = f"{str(entry.get('name'))[:60]} {entry['hash'][:16]} at strength {entry['strength']:g}"

@@ -117,3 +117,19 @@ def test_what_is_no_refiner_of_the_model(folders, tmp_path):
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps({**index, "unet": ["evil", "UNet"]}))
     refused(lambda: load(base, "cpu", [other]), "model_index.json", "which unfog does not run")
+
+
+def test_a_picture_is_remade_with_what_was_added(folders, tmp_path, capfd, monkeypatch):
+    from unfog.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    model = ["--model", str(folders[0])]
+    assert main(["generate", "a cat", *model, "--adapter", f"{folders[1]}:0.5", "--steps", "2", "--seed", "1"]) == 0
+    (path,) = capfd.readouterr().out.splitlines()
+    before = Path(path).read_bytes()
+    assert main(["generate", "--like", path, *model, "--adapter", str(folders[1])]) == 0
+    assert Path(path).read_bytes() == before
+    for wrong, said in (([], "was made with adapter refiner"), (["--adapter", f"{folders[1]}:0.8"], "leave the strength out")):
+        capfd.readouterr()
+        assert main(["generate", "--like", path, *model, *wrong]) == 2
+        assert said in capfd.readouterr().err

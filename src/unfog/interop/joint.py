@@ -149,14 +149,14 @@ class JointSpace(LatentSpace):
                 raise unknown("setting", name, known)
         self._tokens({"settings": given})
         self._guidance({"settings": given})
-        found = super().settled(request.model_copy(update={"settings": {k: v for k, v in given.items() if k == "size"}}))
-        width, height = self._size({"aspect": request.aspect, **found})
+        width, height = self._size({"aspect": request.aspect, "settings": given})
         step = self.codec.factor * self.sizes.patch
         if width % step or height % step:
             raise UserError(f"size: must be multiples of {step}, got {width}x{height}")
         most = self.sizes.furthest
         if most is not None and max(width, height) > most * step:
             raise UserError(f"size: at most {most * step} a side, as many places as this network knows, got {width}x{height}")
+        super().settled(request.model_copy(update={"settings": {k: v for k, v in given.items() if k == "size"}}))
         return {"settings": given} if given else {}
 
     def patches(self, shape: Sequence[int]) -> int:
