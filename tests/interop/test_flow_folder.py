@@ -269,6 +269,18 @@ def test_settings(models):
             model.generate("a cat", seed=1, steps=1, settings=settings)
 
 
+def test_what_nobody_asks_for_is_not_read(models, monkeypatch):
+    space, read = models["flux"].space, []
+    network = space.t5.network.forward
+    monkeypatch.setattr(space.t5.network, "forward", lambda ids: read.append(len(ids)) or network(ids))
+    for scale, count in (("1", 1), ("2", 2)):
+        space.t5.kept.clear()
+        read.clear()
+        settings = {"size": "16x12", "tokens": "8"}
+        models["flux"].generate("a cat", negative="a moon", seed=1, steps=1, scale=float(scale), settings=settings)
+        assert sum(read) == count
+
+
 def test_the_shift_goes_with_the_size(models):
     flux = models["flux"]
     small, large = (flux.plan("euler", 4, shape=(8, side, side)).t for side in (16, 64))

@@ -59,12 +59,28 @@ class SD3(nn.Module):
         return out
 
 
+class Places(nn.Module):
+    """Flux's sines of rows and columns, made once for as long as the size stays."""
+
+    def __init__(self, made: nn.Module) -> None:
+        super().__init__()
+        self.made = made
+        self.kept: tuple[Tensor, Any] | None = None  # replaced whole, as two threads may ask
+
+    def forward(self, ids: Tensor) -> Any:
+        kept = self.kept
+        if kept is None or kept[0].shape != ids.shape or not torch.equal(kept[0], ids):
+            self.kept = kept = ids, self.made(ids)
+        return kept[1]
+
+
 class Flux(nn.Module):
     """network(x_t (B, C, h, w), σ (B,), cond: text, pooled; guidance (B,) where it is told one). h and w even."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer
+        transformer.pos_embed = Places(transformer.pos_embed)  # type: ignore[arg-type]  # which has no weights
 
     def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         b, c, h, w = x.shape
@@ -180,6 +196,10 @@ class JointSpace(LatentSpace):
         if not 0.0 <= value <= 100.0:
             raise UserError(f"guidance: must be a number from 0 to 100, got {shown(text)}")
         return value
+
+    def both(self, prompts: Sequence[Any], negative: Any, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
+        """Prompts and what to avoid; without guidance nobody asks for that, and T5 need not read it."""
+        return super().both(prompts, prompts[0] if settings.get("scale") == 1.0 else negative, settings)
 
     def _told(self, prompts: Sequence[Fragments], chunks: int, settings: Mapping[str, Any]) -> Cond:
         chunks = max([chunks, 1, *(clip.longest(prompts) for clip in self.encoders)])
