@@ -25,7 +25,8 @@ PLANS = "plans.json"
 class Parts:
     """The attributes of a `Model`.
 
-    defaults: sampler, steps, scale. grids: the grid of steps + 1 times for a named sampler, instead of "logsnr".
+    defaults: sampler, steps, scale. grids: the grid of steps + 1 times for a named sampler and the shape of
+    x0, instead of "logsnr".
     """
 
     name: str
@@ -41,7 +42,7 @@ class Parts:
     styles: list[str] = field(default_factory=list)
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
     adapters: list[Any] = field(default_factory=list)
-    grids: Callable[[str, int], np.ndarray] | None = None
+    grids: Callable[[str, int, Sequence[int]], np.ndarray] | None = None
 
 
 @runtime_checkable

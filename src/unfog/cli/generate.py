@@ -110,8 +110,8 @@ def generate(
     literal
         Take prompts as plain text, whatever brackets and colons they hold (docs/prompts.md).
     model
-        The name of a shipped model (see `unfog models`), a model folder, or one in the layout of diffusers (Stable Diffusion);
-        without it, emoji-64.
+        The name of a shipped model (see `unfog models`), a model folder, or one in the layout of diffusers (Stable Diffusion,
+        Flux); without it, emoji-64.
     adapter
         An adapter's folder as PATH or PATH:STRENGTH (-4 to 4; 1 without, 0 = as if it were not there); for Stable Diffusion also
         LoRA, ControlNet, IP-Adapter, ... (docs/stable-diffusion.md). Repeatable.
@@ -133,7 +133,7 @@ def generate(
         eps or v: what the network of a folder of Stable Diffusion's predicts, where the folder does not say.
     set
         NAME=VALUE, a setting that only this model knows; of Stable Diffusion's size=768x512, of XL also original, target
-        (WIDTHxHEIGHT) and crop (LEFT,TOP). Repeatable.
+        (WIDTHxHEIGHT) and crop (LEFT,TOP), of 3 and Flux tokens=256 (of T5), of Flux guidance=3.5. Repeatable.
     like
         Remake this picture byte for byte from the recipe inside it; refused where the model is another one.
     out
@@ -180,9 +180,15 @@ def generate(
 
     if like is not None and original is not None:
         from unfog import adapters
+        from unfog.interop import is_theirs
 
-        recorded = original.get("adapters", [])
-        adapter = adapters.like(f"--like: {like}", recorded, adapters.with_shipped(recorded, adapter or []))
+        recorded, where = original.get("adapters", []), f"--like: {like}"
+        if model is not None and is_theirs(model):
+            from unfog.interop import added
+
+            adapter = adapters.like(where, recorded, adapter or [], added.read)
+        else:
+            adapter = adapters.like(where, recorded, adapters.with_shipped(recorded, adapter or []))
     elif any_base and not adapter:
         raise UserError("--any-base: says how to use an adapter; give one with --adapter")
     name = model if model is not None else _model_of(original, like)

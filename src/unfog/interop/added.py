@@ -3,6 +3,8 @@
     LoRA      W ← W + strength·(alpha/rank)·up·down            names of peft, of diffusers before it, and of kohya
     words     rows after the text encoder's own; the word in a prompt stands for them
     VAE       a folder of AutoencoderKL
+    network   a file with the transformer of Stable Diffusion 3 or Flux (`original.py`), in place of the folder's own
+    refiner   a folder of Stable Diffusion XL's (`refiner.py`); its number is the base's share of the way
     tokens    a folder of vocab.json and merges.txt, for a single file, which has none
     guides    a ControlNet's folder or file, a T2I-Adapter's folder, an IP-Adapter's file and its image encoder's folder
 
@@ -23,8 +25,10 @@ from torch import Tensor, nn
 
 from unfog.adapters import asked
 from unfog.errors import UserError, shown, unknown
-from unfog.interop import guides, looking
+from unfog.interop import guides, looking, original
+from unfog.interop import layout as layouts
 from unfog.interop.layout import identity
+from unfog.interop.refiner import SHARE
 from unfog.interop.safe import PICKLES, Folder, Weights, as_pickle, header
 
 if TYPE_CHECKING:
@@ -64,6 +68,9 @@ def read(wish: str | Path) -> Added:
     """What PATH[:STRENGTH] is. Raises UserError where it is none of what can be added."""
     path, strength = asked(wish)
     amount = 1.0 if strength is None else strength
+    if (path / layouts.INDEX).is_file():
+        own = identity(layouts.files(layouts.read(path)))
+        return Added(path, SHARE if strength is None else strength, "refiner", own, None)
     if path.is_dir():
         return Added(path, amount, _kind(path), identity(sorted(p for p in path.glob("*") if p.is_file())), None)
     if not path.is_file():
@@ -74,6 +81,7 @@ def read(wish: str | Path) -> Added:
     kind = "lora" if any(name.endswith(DOWN) for name in weights.entries) else "word"
     kind = guides.CONTROLNET if any(mark in name for name in weights.entries for mark in HINTS) else kind
     kind = "look" if any(name.startswith(("image_proj.", "ip_adapter.")) for name in weights.entries) else kind
+    kind = "network" if kind == "word" and original.family(weights.entries) is not None else kind
     return Added(path, amount, kind, identity([path]), weights)
 
 

@@ -56,7 +56,7 @@ class Weights:
     entries: Mapping[str, Entry]
 
     def load(self) -> dict[str, Tensor]:
-        """All tensors, as stored. Raises UserError where one holds NaN or infinity."""
+        """All tensors of `entries`, as stored. Raises UserError where one holds NaN or infinity."""
         import torch
         from safetensors import safe_open
 
@@ -64,6 +64,8 @@ class Weights:
         for file in sorted({entry.file for entry in self.entries.values()}):
             with safe_open(str(file), "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                    if name not in self.entries:
+                        continue
                     tensor = opened.get_tensor(name)
                     if tensor.is_floating_point() and tensor.numel():
                         wide = tensor.float() if tensor.element_size() == 1 else tensor

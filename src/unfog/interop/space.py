@@ -157,7 +157,7 @@ class LatentSpace:
     def both(self, prompts: Sequence[Asked], negative: Asked | None, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
         """Prompts and what to avoid, encoded together, equally long."""
         asked, avoided = [fragments(p) for p in prompts], fragments(negative or "")
-        chunks = max(encoder.longest([*asked, avoided]) for encoder in self.encoders)
+        chunks = max((encoder.longest([*asked, avoided]) for encoder in self.encoders), default=1)
         told = self._told([*asked, avoided], chunks, settings)
         cond = {key: value[:-1] for key, value in told.items()}
         other = {key: value[-1:].expand(len(prompts), *value.shape[1:]) for key, value in told.items()}
