@@ -291,7 +291,6 @@ class Model:
         return self.plan(settings["sampler"], settings["steps"], shape=self._shape(settings))
 
     def _shape(self, settings: Mapping[str, Any]) -> tuple[int, ...]:
-        """Of one x0 with these settings."""
         if isinstance(self.space, Asking):
             return self.space.shaped(settings)
         aspect = settings.get("aspect")
@@ -317,8 +316,7 @@ class Model:
         said = Script(denoiser, asked, items, negative, plan.nfe, settings.get("steps", plan.nfe), settings["scale"],
                       self.defaults.get("interval"))  # fmt: skip
         noise = Noise([seed for _, _, seed in items])
-        prior = self.denoiser.process.prior(noise.normal(self._shape(settings), 0), plan.start)
-        first = begin(plan, prior.to(self.device))
+        first = begin(plan, self.denoiser.process.prior(noise.normal(self._shape(settings), 0), plan.start).to(self.device))
         yield first, said.cond
         for state in run(plan, said, first, noise):
             yield state, said.cond

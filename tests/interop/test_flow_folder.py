@@ -132,8 +132,25 @@ def test_configs_that_do_not_fit(folder, fields, word):
 
 def test_rows_and_columns_that_do_not_fill_a_head(made, tmp_path):
     folder = shutil.copytree(made["flux"], tmp_path / "flux")
-    change(folder / "transformer/config.json", axes_dims_rope=[4, 4, 4])
-    refused(opened(folder), "axes_dims_rope", "[4, 4, 4]")
+    for axes in ([4, 4, 4], [4, 6, []], 0.5):
+        change(folder / "transformer/config.json", axes_dims_rope=axes)
+        refused(opened(folder), "axes_dims_rope", str(axes))
+
+
+@pytest.mark.parametrize("part, fields, word", [
+    ("vae", {"scaling_factor": [0, 1]}, "scaling_factor must be a number"),
+    ("vae", {"shift_factor": "x"}, "shift_factor must be a number"),
+    ("text_encoder", {"layer_norm_eps": [[1]]}, "makes no network"),
+    ("text_encoder", {"eos_token_id": [2]}, "eos_token_id must be"),
+    ("text_encoder_2", {"layer_norm_epsilon": {}}, "makes no network"),
+    ("text_encoder_2", {"feed_forward_proj": "evil"}, "feed_forward_proj"),
+    ("text_encoder_2", {"relative_attention_num_buckets": 0}, "make no network"),
+    ("text_encoder_2", {"num_heads": 2}, "has shape"),
+])  # fmt: skip
+def test_numbers_that_are_none(made, tmp_path, part, fields, word):
+    folder = shutil.copytree(made["flux"], tmp_path / "flux")
+    change(folder / part / "config.json", **fields)
+    refused(opened(folder), word)
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])

@@ -180,15 +180,9 @@ def generate(
 
     if like is not None and original is not None:
         from unfog import adapters
-        from unfog.interop import is_theirs
 
-        recorded, where = original.get("adapters", []), f"--like: {like}"
-        if model is not None and is_theirs(model):
-            from unfog.interop import added
-
-            adapter = adapters.like(where, recorded, adapter or [], added.read)
-        else:
-            adapter = adapters.like(where, recorded, adapters.with_shipped(recorded, adapter or []))
+        recorded = original.get("adapters", [])
+        adapter = adapters.like(f"--like: {like}", recorded, adapters.with_shipped(recorded, adapter or []))
     elif any_base and not adapter:
         raise UserError("--any-base: says how to use an adapter; give one with --adapter")
     name = model if model is not None else _model_of(original, like)

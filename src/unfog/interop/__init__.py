@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from unfog.model import Model
 
 
-def is_theirs(path: str | Path) -> bool:
-    """Whether `load` reads it, rather than `unfog.model`."""
-    return (Path(path) / "model_index.json").is_file() or Path(path).is_file()
-
-
 def load(path: Path, device: str | None = None, adapters: Sequence[str | Path] = (), prediction: str | None = None,
          dtype: torch.dtype | None = None) -> Model:  # fmt: skip
     """A model of a folder with a model_index.json, or of a single checkpoint in safetensors.

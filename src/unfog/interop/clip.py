@@ -153,8 +153,10 @@ class ClipText(nn.Module):
         width, act = config.get("hidden_size", 512), config.get("hidden_act", "quick_gelu")
         if act not in ("quick_gelu", "gelu"):
             raise UserError(f"hidden_act {shown(act)} is not known; give quick_gelu or gelu")
-        eps = config.get("layer_norm_eps", 1e-5)
+        eps = float(config.get("layer_norm_eps", 1e-5))
         self.end = config.get("eos_token_id", 49407)
+        if type(self.end) is not int:
+            raise UserError(f"eos_token_id must be a whole number, got {shown(self.end)}")
         self.embeddings = nn.ModuleDict({
             "token_embedding": nn.Embedding(config.get("vocab_size", 49408), width),
             "position_embedding": nn.Embedding(config.get("max_position_embeddings", 77), width),

@@ -115,7 +115,9 @@ def joint(folder: Folder, component: str, family: str, dtype: torch.dtype,
     else:
         odd = own.out_channels not in (None, own.in_channels) and "out_channels"
         odd = odd or ((own.patch_size != 1 or own.in_channels % 4) and "in_channels")
-        odd = odd or ((len(own.axes_dims_rope) != 3 or sum(own.axes_dims_rope) != own.attention_head_dim) and "axes_dims_rope")
+        axes = own.axes_dims_rope if isinstance(own.axes_dims_rope, (list, tuple)) else ()
+        whole = len(axes) == 3 and all(type(n) is int and n > 0 for n in axes) and sum(axes) == own.attention_head_dim
+        odd = odd or (not whole and "axes_dims_rope")
         sizes = Sizes(own.joint_attention_dim, own.pooled_projection_dim, own.in_channels // 4, 2, None, 128,
                       bool(own.guidance_embeds))  # fmt: skip
     if odd:

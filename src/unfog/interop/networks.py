@@ -207,7 +207,10 @@ class Autoencoder:
     def __init__(self, vae: Any, device: str) -> None:
         self.vae, self.device = vae.to(device), device
         config = vae.config
-        self.scale = float(config.scaling_factor)
+        for name in ("scaling_factor", "shift_factor"):
+            if type(getattr(config, name)) not in (int, float, type(None)):
+                raise UserError(f"vae/config.json: {name} must be a number, got {shown(getattr(config, name))}")
+        self.scale = float(config.scaling_factor or 0.0)
         self.offset = float(config.shift_factor or 0.0)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.channels = int(config.latent_channels)

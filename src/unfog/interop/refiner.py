@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.schedules import Table
 from unfog.errors import UserError
-from unfog.interop.guides import Guided
-from unfog.interop.networks import UNet
 from unfog.interop.space import LatentSpace
 from unfog.modalities.contract import Cond
 
@@ -30,14 +28,15 @@ SHARE = 0.8
 class HandOver(nn.Module):
     """network(x_t, place in the table, cond): the base's from `below` upwards, the refiner's under it."""
 
-    def __init__(self, base: UNet | Guided, late: UNet, below: int) -> None:
+    def __init__(self, base: nn.Module, late: nn.Module, below: int) -> None:
         super().__init__()
         self.base, self.late, self.below = base, late, below
 
     @property
     def unet(self) -> nn.Module:
         """The base's own, to which a LoRA is added."""
-        return self.base.unet
+        inner: nn.Module = self.base.unet  # type: ignore[assignment]
+        return inner
 
     def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         told = {key: value for key, value in cond.items() if not key.startswith(LATE)}
@@ -80,7 +79,7 @@ def handed(where: Path, share: float, space: LatentSpace, denoiser: Precondition
     if not same or late.codec.channels != space.codec.channels or not isinstance(table, Table):
         raise UserError(f"adapter: {where}: has another noise schedule or prediction than the model; give its own refiner")
     base, last = denoiser.network, after.network
-    assert isinstance(base, (UNet, Guided)) and isinstance(last, UNet)
+    assert isinstance(base, nn.Module) and isinstance(last, nn.Module)
     late.size = space.size
     network = HandOver(base, last, round(table.count - share * table.count))
     return Refined(space, late), Preconditioned(network, denoiser.process, denoiser.prediction, "place", denoiser.sigma_min)
