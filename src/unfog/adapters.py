@@ -114,6 +114,16 @@ def read_adapter(wish: str | Path) -> Adapter:
     return Adapter(folder, card, sha256((folder / MANIFEST).read_bytes())[:16], strength, tensors)
 
 
+def either(wish: str | Path) -> Any:
+    """An adapter of ours, or what is added to a folder of Stable Diffusion (`interop/added.py`); both have card and hash."""
+    path, _ = asked(wish)
+    if path.is_file() or any((path / name).is_file() for name in ("config.json", "vocab.json", "model_index.json")):
+        from unfog.interop.added import read
+
+        return read(wish)
+    return read_adapter(wish)
+
+
 def read_adapters(wishes: Sequence[str | Path], name: str, hash: str, any_base: bool = False) -> list[Adapter]:
     """The adapters to use on a model of this name and hash; those of strength 0 are checked and left out.
 
@@ -165,7 +175,7 @@ def with_shipped(recipe: object, wishes: Sequence[str]) -> list[str]:
     """The wishes, and those shipped add-ons that a recipe (what `recorded` wrote) names and nobody gave."""
     told = [entry.get("hash") for entry in recipe if isinstance(entry, dict)] if isinstance(recipe, list) else []
     folders = sorted(path.parent for path in (Path(__file__).parent / "pretrained").glob(f"*/{CARD}"))
-    given = {read_adapter(wish).hash for wish in wishes}
+    given = {either(wish).hash for wish in wishes}
     own = [folder for folder in folders if (hash := sha256((folder / MANIFEST).read_bytes())[:16]) in told and hash not in given]
     return [*wishes, *map(str, own)]
 
@@ -181,7 +191,7 @@ def like(where: str, recipe: object, wishes: Sequence[str]) -> list[str]:
         for entry in recipe
     ):
         raise UserError(f"{where}: its recipe is damaged; give a PNG that unfog made and no other program changed")
-    given = {(found := read_adapter(wish)).hash: (found, asked(wish)) for wish in wishes}
+    given = {(found := either(wish)).hash: (found, asked(wish)) for wish in wishes}
     chosen: list[str] = []
     for entry in recipe:
         told = f"{str(entry.get('name'))[:60]} {entry['hash'][:16]} at strength {entry['strength']:g}"

@@ -88,7 +88,7 @@ def save_model(folder: Path, recipe: Recipe, corpus: Corpus, network: torch.nn.M
 class Model:
     """A loaded model. `name`, `hash`, `styles` and `defaults` say what it is; `stream` and `generate` make pictures."""
 
-    grids: Callable[[str, int], np.ndarray] | None = None
+    grids: Callable[[str, int, Sequence[int]], np.ndarray] | None = None
 
     @classmethod
     def of(cls, parts: Parts) -> Model:
@@ -158,9 +158,9 @@ class Model:
         network = steered(network, self.adapters)
         self.denoiser = Preconditioned(network, process, card["prediction"], sigma_min=lowest, project=kind.project)
 
-    def plan(self, sampler: str | None = None, steps: int | None = None, share: float = 1.0) -> Plan:
-        """The plan of a sampler, or one learned for this model; share: of its steps, the last ones. Raises UserError for an
-        unknown name."""
+    def plan(self, sampler: str | None = None, steps: int | None = None, share: float = 1.0,
+             shape: Sequence[int] | None = None) -> Plan:  # fmt: skip
+        """The plan of a sampler, or one learned here; share: its last steps; shape: of x0, if not the usual. UserError."""
         schedule = self.denoiser.process.schedule
         name = sampler or self.defaults["sampler"]
         if name in self.plans:
@@ -176,7 +176,7 @@ class Model:
         # the weights of "auto" were learned for its own levels
         options = {"dimension": math.prod(self.space.shape)} if name == "auto" else {}
         if self.grids is not None and name != "auto":
-            grid = self.grids(name, steps)
+            grid = self.grids(name, steps, shape or self.space.shape)
         else:
             grid = make_grid("auto" if name == "auto" else "logsnr", schedule, steps, **options)
         return make_plan(name, schedule, grid[-1 - max(round(share * steps), 1) :])
@@ -270,10 +270,9 @@ class Model:
         return self._settings(request)
 
     def hints(self, request: GenerateRequest) -> Hints | None:
-        """What steers a request; an add-on that is shipped for this very model is taken where no other was given.
-
-        Raises UserError for controls that the branch has not learned, or no add-on at all.
-        """
+        """What steers a request; an add-on shipped for this model is taken where none was given. UserError where none fits."""
+        if isinstance(self.space, Asking):
+            return self.space.hints(request)
         for kind, wanted in (("control", request.control), ("style", request.style_image)):
             if wanted and all(adapter.card.kind != kind for adapter in self.adapters):
                 self.adapters = [*self.adapters, *read_adapters([shipped(self.name, kind)], self.name, self.hash)]
@@ -289,7 +288,13 @@ class Model:
     def planned(self, request: GenerateRequest) -> Plan:
         """The plan by which each picture of a request is made. Raises UserError for what the model does not know."""
         settings = self.settled(request)
-        return self.plan(settings["sampler"], settings["steps"])
+        return self.plan(settings["sampler"], settings["steps"], shape=self._shape(settings))
+
+    def _shape(self, settings: Mapping[str, Any]) -> tuple[int, ...]:
+        if isinstance(self.space, Asking):
+            return self.space.shaped(settings)
+        aspect = settings.get("aspect")
+        return self.space.shape if aspect is None else self.codec.shape(*self.frame(aspect))
 
     def states(self, request: GenerateRequest, items: Sequence[tuple[str, str | None, int]], plan: Plan) -> Iterator[State]:
         """The making of one batch of (prompt, style, seed), by a request's other settings: every State, that of the noise first.
@@ -311,10 +316,7 @@ class Model:
         said = Script(denoiser, asked, items, negative, plan.nfe, settings.get("steps", plan.nfe), settings["scale"],
                       self.defaults.get("interval"))  # fmt: skip
         noise = Noise([seed for _, _, seed in items])
-        shape = self.space.shaped(settings) if isinstance(self.space, Asking) else self.space.shape
-        if settings.get("aspect") is not None and not isinstance(self.space, Asking):
-            shape = self.codec.shape(*self.frame(settings["aspect"]))
-        first = begin(plan, self.denoiser.process.prior(noise.normal(shape, 0), plan.start).to(self.device))
+        first = begin(plan, self.denoiser.process.prior(noise.normal(self._shape(settings), 0), plan.start).to(self.device))
         yield first, said.cond
         for state in run(plan, said, first, noise):
             yield state, said.cond
@@ -341,8 +343,7 @@ class Model:
         request = request.settled()
         if request.novel is not None:  # this part knows no training data, and may not pass over what was asked
             raise UserError("novel: is answered by unfog.evaluation.novel.stream; call that, or leave novel out")
-        settings = self.settled(request)
-        plan = self.plan(settings["sampler"], settings["steps"])
+        settings, plan = self.settled(request), self.planned(request)
         wanted = request.pictures()
         batches = request.batches()
         total, done = plan.nfe * sum(map(len, batches)), 0

@@ -25,7 +25,8 @@ PLANS = "plans.json"
 class Parts:
     """The attributes of a `Model`.
 
-    defaults: sampler, steps, scale. grids: the grid of steps + 1 times for a named sampler, instead of "logsnr".
+    defaults: sampler, steps, scale. grids: the grid of steps + 1 times for a named sampler and the shape of
+    x0, instead of "logsnr".
     """
 
     name: str
@@ -41,7 +42,7 @@ class Parts:
     styles: list[str] = field(default_factory=list)
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
     adapters: list[Any] = field(default_factory=list)
-    grids: Callable[[str, int], np.ndarray] | None = None
+    grids: Callable[[str, int, Sequence[int]], np.ndarray] | None = None
 
 
 @runtime_checkable
@@ -56,8 +57,24 @@ class Asking(Protocol):
         """Of one x0 with these settings."""
         ...
 
-    def both(self, prompts: Sequence[str], negative: str | None, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
-        """What the prompts say, and guidance's other branch."""
+    def both(self, prompts: Sequence[Any], negative: Any, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
+        """What the prompts say (text as it stands, or fragments with weights), and guidance's other branch."""
+        ...
+
+    def frame(self, aspect: str | None, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Width and height of a picture."""
+        ...
+
+    def hint(self, kind: str, picture: Any, frame: tuple[int, int]) -> torch.Tensor:
+        """What a control is of a picture, (c, height, width) in [0, 1]. Raises UserError for one that is not known."""
+        ...
+
+    def around(self, raw: np.ndarray, kept: np.ndarray | None) -> Cond:
+        """What the network is told of an item to be edited, of which `kept` stays. Raises UserError where it cannot be edited."""
+        ...
+
+    def hints(self, request: GenerateRequest) -> Any:
+        """The `steer.Hints` of the pictures that a request brings along, or None. Raises UserError where nothing follows them."""
         ...
 
 

@@ -185,13 +185,16 @@ def like_style(where: str, recipe: object, asked: Sequence[StyleAsked], frame: t
     return [one.model_copy(update={"weight": float(entry["weight"])}) for one, entry in zip(asked, recipe, strict=True)]
 
 
-def like(where: str, recipe: object, asked: Sequence[ControlAsked], frame: tuple[int, int]) -> list[ControlAsked]:
+def like(where: str, recipe: object, asked: Sequence[ControlAsked], frame: tuple[int, int],
+         hint: Callable[[str, Any, tuple[int, int]], Tensor] | None = None) -> list[ControlAsked]:  # fmt: skip
     """The controls that remake a picture, at its own strengths, found among the ones given.
 
-    recipe: what `Hints.told` wrote there, from a stranger perhaps. Raises UserError naming the one that is missing, another
-    one, or too many.
+    recipe: what `Hints.told` wrote there, from a stranger perhaps. hint: what a kind is of a picture in a frame, where the
+    kinds are not our own. Raises UserError naming the one that is missing, another one, or too many.
     """
     from unfog.modalities.image.controls import of_picture
+
+    seen = hint or of_picture
 
     keys: dict[str, Any] = {"kind": str, "hint": str, "strength": (int, float), "interval": list}
     if not isinstance(recipe, list) or not all(
@@ -206,7 +209,7 @@ def like(where: str, recipe: object, asked: Sequence[ControlAsked], frame: tuple
                 f"{where}: was made with control {told}; give its picture with --control {entry['kind'][:20]}=PICTURE"
             )
         one = given.pop(entry["kind"])
-        if hash_of(of_picture(one.kind, one.picture, frame)) != entry["hint"]:
+        if hash_of(seen(one.kind, one.picture, frame)) != entry["hint"]:
             raise UserError(f"{where}: was made with another {one.kind} than {shown(str(one.picture))}; give that one")
         chosen.append(restored(one, entry))
     for kind in given:

@@ -91,6 +91,12 @@ def test_a_good_file_is_read(tmp_path):
     assert torch.equal(Weights(tmp_path / "m.safetensors", found).load()["a"], torch.arange(6.0).reshape(2, 3))
 
 
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x480, 0x580])
+def test_a_header_as_long_as_a_pickle_begins(tmp_path, length):
+    raw = json.dumps({"a": entry(0, 4)}).encode().ljust(length)
+    assert header(safetensors(tmp_path / "m.safetensors", raw, b"0" * 4))["a"].shape == (1,)
+
+
 @pytest.mark.parametrize(
     "entries, data, word",
     [

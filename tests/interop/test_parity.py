@@ -128,7 +128,7 @@ def test_long_and_weighted_prompts(folders):
     long = " ".join(["a red apple"] * 40)
     cond, other = model.space.both([long], None, {})
     assert cond["text"].shape == other["text"].shape == (1, 2 * 77, 32)
-    plain, weighted = (encoder.encode([[("a red", 1.0), ("apple", w)]], 1)[0] for w in (1.0, 1.3))
+    plain, weighted = (encoder.encode([[("a red ", 1.0), ("apple", w)]], 1)[0] for w in (1.0, 1.3))
     whole = encoder.encode([[("a red apple", 1.0)]], 1)[0]
     assert torch.allclose(plain, whole, atol=1e-6)
     empty = encoder.encode([[("", 1.0)]], 1)[0]

@@ -114,3 +114,59 @@ def stable_diffusion_xl(folder: Path) -> Path:
           scheduler=["diffusers", "EulerDiscreteScheduler"], image_encoder=[None, None], feature_extractor=[None, None],
           force_zeros_for_empty_prompt=True)  # fmt: skip
     return folder
+
+
+def controlnet(seed: int = 1, text: int = 32, **fields):
+    """Made for `unet`, its zero layers filled so that it does something."""
+    from diffusers import ControlNetModel
+
+    torch.manual_seed(seed)
+    settings = {
+        "block_out_channels": (32, 64), "layers_per_block": 2, "in_channels": 4, "norm_num_groups": 8, "attention_head_dim": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": text,
+        "conditioning_embedding_out_channels": (8, 16), **fields,
+    }  # fmt: skip
+    network = ControlNetModel(**settings).eval()
+    for parameter in network.parameters():
+        if not bool(parameter.any()):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+def clip_vision(seed: int = 3, **fields):
+    """An image encoder, whose pictures are 32 pixels a side."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(seed)
+    settings = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 3, "image_size": 32,
+                "patch_size": 8, "projection_dim": 24, **fields}  # fmt: skip
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**settings)).eval()
+
+
+def ip_adapter(network, kind: str = "plain", seed: int = 4, encoder: int = 32, embedding: int = 24) -> dict[str, torch.Tensor]:
+    """An IP-Adapter for a U-Net, under the names of its own code. encoder: width of the image encoder's states."""
+    torch.manual_seed(seed)
+    text = network.config.cross_attention_dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    if kind == "plain":
+        shapes = {"proj.weight": (4 * text, embedding), "proj.bias": (4 * text,), "norm.weight": (text,), "norm.bias": (text,)}
+    elif kind == "full":
+        shapes = {"proj.0.weight": (encoder, encoder), "proj.0.bias": (encoder,), "proj.2.weight": (text, encoder),
+                  "proj.2.bias": (text,), "proj.3.weight": (text,), "proj.3.bias": (text,)}  # fmt: skip
+    else:
+        width, inner = 40, 64
+        shapes = {"latents": (1, 3, width), "proj_in.weight": (width, encoder), "proj_in.bias": (width,),
+                  "proj_out.weight": (text, width), "proj_out.bias": (text,), "norm_out.weight": (text,),
+                  "norm_out.bias": (text,)}  # fmt: skip
+        for i in range(4):  # as deep as diffusers takes all to be
+            shapes |= {f"layers.{i}.0.{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+            shapes |= {f"layers.{i}.0.to_q.weight": (inner, width), f"layers.{i}.0.to_kv.weight": (2 * inner, width),
+                       f"layers.{i}.0.to_out.weight": (width, inner), f"layers.{i}.1.0.weight": (width,),
+                       f"layers.{i}.1.0.bias": (width,), f"layers.{i}.1.1.weight": (4 * width, width),
+                       f"layers.{i}.1.3.weight": (width, 4 * width)}  # fmt: skip
+    found = {f"image_proj.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+    layers = [module for name, module in network.named_modules() if name.endswith("attn2")]
+    for k, layer in enumerate(layers):
+        for part in ("to_k_ip", "to_v_ip"):
+            found[f"ip_adapter.{2 * k + 1}.{part}.weight"] = torch.randn(layer.to_k.weight.shape[0], text) * 0.3
+    return found

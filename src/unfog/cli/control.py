@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,8 @@ from unfog.cli.options import Whole
 from unfog.errors import UserError
 
 if TYPE_CHECKING:
+    from unfog.model import Model
+    from unfog.requests import GenerateRequest
     from unfog.wishes import ControlAsked, StyleAsked
 
 
@@ -80,3 +82,16 @@ def styles_asked(wishes: Sequence[str] | None, weight: float | None) -> list[Sty
     if weight is not None and not wishes:
         raise UserError("--style-weight: says how much to follow a picture; give one with --style-image PICTURE")
     return [StyleAsked.of(wish, **({} if weight is None else {"weight": weight})) for wish in wishes or ()]
+
+
+def remade(loaded: Model, request: GenerateRequest, recipe: Mapping[str, Any], where: str, followed: Sequence[ControlAsked],
+           styled: Sequence[StyleAsked]) -> GenerateRequest:  # fmt: skip
+    """The request of a recipe with the pictures that it was made with, found among those given. Raises UserError for others."""
+    from unfog import steer
+    from unfog.parts import Asking
+
+    theirs = loaded.space if isinstance(loaded.space, Asking) else None
+    frame = loaded.frame(request.aspect) if theirs is None else theirs.frame(request.aspect, request.settings)
+    found = steer.like(where, recipe.get("control", []), followed, frame, None if theirs is None else theirs.hint)
+    looks = steer.like_style(where, recipe.get("style_image", []), styled, frame)
+    return request.model_copy(update={"control": found, "style_image": looks})

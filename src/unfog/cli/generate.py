@@ -110,15 +110,17 @@ def generate(
     literal
         Take prompts as plain text, whatever brackets and colons they hold (docs/prompts.md).
     model
-        The name of a shipped model (see `unfog models`), a model folder, or one in the layout of diffusers (Stable Diffusion);
-        without it, emoji-64.
+        The name of a shipped model (see `unfog models`), a model folder, or one in the layout of diffusers (Stable Diffusion,
+        Flux); without it, emoji-64.
     adapter
-        An adapter's folder as PATH or PATH:STRENGTH (-4 to 4; 1 without, 0 = as if it were not there). Repeatable.
+        An adapter's folder as PATH or PATH:STRENGTH (-4 to 4; 1 without, 0 = as if it were not there); for Stable Diffusion also
+        LoRA, ControlNet, IP-Adapter, ... (docs/stable-diffusion.md). Repeatable.
     any_base
         Use adapters on another model than the one they were trained on, where the shapes fit.
     control
         A picture to follow, as KIND=PICTURE or KIND=PICTURE:STRENGTH (0 to 2; 1 = as learned): lineart, softedge, silhouette,
-        palette, lowres; `unfog control` shows what is seen of it. Repeatable, each kind once.
+        palette, lowres; `unfog control` shows what is seen of it; for Stable Diffusion the folder's name of a ControlNet or
+        T2I-Adapter. Repeatable, each kind once.
     control_strength
         The strength of all --control that name none.
     control_interval
@@ -131,7 +133,7 @@ def generate(
         eps or v: what the network of a folder of Stable Diffusion's predicts, where the folder does not say.
     set
         NAME=VALUE, a setting that only this model knows; of Stable Diffusion's size=768x512, of XL also original, target
-        (WIDTHxHEIGHT) and crop (LEFT,TOP). Repeatable.
+        (WIDTHxHEIGHT) and crop (LEFT,TOP), of 3 and Flux tokens=256 (of T5), of Flux guidance=3.5. Repeatable.
     like
         Remake this picture byte for byte from the recipe inside it; refused where the model is another one.
     out
@@ -190,12 +192,9 @@ def generate(
     what = "picture" if loaded.kind.name == "image" else "item"
     _check_model(loaded, request, original, like)
     if original is not None and (followed or styled or {"control", "style_image"} & original.keys()):
-        from unfog import steer as steering
+        from unfog.cli.control import remade
 
-        frame, where = loaded.frame(request.aspect), f"--like: {like}"
-        found = steering.like(where, original.get("control", []), followed, frame)
-        looks = steering.like_style(where, original.get("style_image", []), styled, frame)
-        request = request.model_copy(update={"control": found, "style_image": looks})
+        request = remade(loaded, request, original, f"--like: {like}", followed, styled)
     if request.control or request.style_image:
         loaded.hints(request)  # refused before anything is made
     made: list[Result] = []

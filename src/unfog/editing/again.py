@@ -18,7 +18,8 @@ class Again:
     def __init__(self, work: Work) -> None:
         request, model = work.request, work.model
         self.work, self.strength = work, 1.0 if request.strength is None else request.strength
-        self.plan = model.plan(request.sampler, request.steps, self.strength)  # of 20 steps 0.5 takes the last 10
+        # of 20 steps 0.5 takes the last 10
+        self.plan = model.plan(request.sampler, request.steps, self.strength, work.shape)
         self.scale = float(model.defaults["scale"] if request.scale is None else request.scale)
         self.sampler = request.sampler or model.defaults["sampler"]
         self.prompt, self.negative = work.read(request.prompt), read(model.space, request.negative, request.literal)

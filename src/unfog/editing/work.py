@@ -17,6 +17,7 @@ from unfog.edits import EditRequest
 from unfog.errors import UserError
 from unfog.modalities.contract import Cond, Placed, without
 from unfog.model import Model
+from unfog.parts import Asking
 from unfog.prompts import Prompt, plain
 from unfog.script import Item, Script, read
 
@@ -54,7 +55,10 @@ def open_item(model: Model, path: Path) -> Any:
 
 
 class Work:
-    """x0 (1, *D) of an item; mask (1, *D), True where it stays, or None; note: what a person should know of it."""
+    """x0 (1, *D) of an item; mask (1, *D), True where it stays, or None; note: what a person should know of it. whole: the
+    network reads what is told of each place, so it is asked for all of x0 at once."""
+
+    whole = False
 
     def __init__(self, model: Model, raw: Any, request: EditRequest) -> None:
         self.model, self.request, self.raw = model, request, raw
@@ -80,6 +84,19 @@ class Work:
         if request.tile and self.placed is not None and self.placed.padded:
             raise UserError("tile: the picture's shape is none that the model makes; crop it to the model's own")
         self.mask = self._mask(spec)
+        self.settings: dict[str, Any] = {}
+        if isinstance(space, Asking):
+            self._tell(space, raw if self.placed is None else self.placed.raw)
+
+    def _tell(self, space: Asking, raw: Any) -> None:
+        """Sizes, and what a network for inpainting reads beside the noisy item: what stays of it, and where."""
+        told = space.around(raw, None if self.placed is None else self.placed.kept)
+        if told and self.request.tile:
+            raise UserError(f"tile: {self.model.name} is for inpainting, at one picture's own edges; give another model")
+        self.own |= {key: value.to(self.model.device) for key, value in told.items()}
+        self.whole = bool(told)
+        high, wide = raw.shape[:2] if self.whole or self.placed is None else self.placed.frame
+        self.settings = {"settings": {"size": f"{wide}x{high}"}}
 
     @staticmethod
     def _frame(x0: Tensor, placed: Placed) -> tuple[int, ...]:
@@ -107,7 +124,8 @@ class Work:
 
     def around(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser over all of x0, with what is kept in place."""
-        if self.request.tile or (self.placed is not None and self.shape[1:] != self.frame):
+        large = self.placed is not None and self.shape[1:] != self.frame and not self.whole
+        if self.request.tile or large:
             denoiser = Windows(denoiser, self.frame, wrap=self.request.tile)
         return denoiser if self.mask is None else Infill(denoiser, self.x0, self.mask, self.model.kind.align)
 
@@ -125,12 +143,13 @@ class Work:
                 return "".join(fragment.text for fragment in said)
             return said
 
-        told, other = self.model.asked([(text(said), style, seed) for said, style, seed in items], text(negative))
+        wanted = [(text(said), style, seed) for said, style, seed in items]
+        told, other = self.model.asked(wanted, text(negative), self.settings)
         cond = {**told, **self.own}
         if self.mask is not None and self.model.kind.grows:
             cond["mask"] = cond["mask"] | told["mask"]
         self.cond = cond
-        return cond, ({**self.own, **other} if self.model.kind.name == "image" else without(cond, other))
+        return cond, ({**other, **self.own} if self.model.kind.name == "image" else without(cond, other))
 
     def finish(self, x0: Tensor) -> Any:
         """The changed item as files hold it; what stays is the file's own."""

@@ -1,9 +1,12 @@
-"""What may be added to a folder of Stable Diffusion: LoRA, learned words (textual inversion), another autoencoder.
+"""What may be added to a folder of Stable Diffusion: LoRA, learned words (textual inversion), another autoencoder, guides.
 
     LoRA      W ← W + strength·(alpha/rank)·up·down            names of peft, of diffusers before it, and of kohya
     words     rows after the text encoder's own; the word in a prompt stands for them
     VAE       a folder of AutoencoderKL
+    network   a file with the transformer of Stable Diffusion 3 or Flux (`original.py`), in place of the folder's own
+    refiner   a folder of Stable Diffusion XL's (`refiner.py`); its number is the base's share of the way
     tokens    a folder of vocab.json and merges.txt, for a single file, which has none
+    guides    a ControlNet's folder or file, a T2I-Adapter's folder, an IP-Adapter's file and its image encoder's folder
 
 Each is told from what it holds, given as PATH or PATH:STRENGTH, and read as safely as the folder itself.
 """
@@ -21,14 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from unfog.adapters import asked
-from unfog.errors import UserError, shown
+from unfog.errors import UserError, shown, unknown
+from unfog.interop import guides, looking, original
+from unfog.interop import layout as layouts
 from unfog.interop.layout import identity
+from unfog.interop.refiner import SHARE
 from unfog.interop.safe import PICKLES, Folder, Weights, as_pickle, header
 
 if TYPE_CHECKING:
+    from unfog.interop.networks import Autoencoder, UNet
     from unfog.interop.space import Encoder, LatentSpace
 
 DOWN = (".lora_A.weight", ".lora_down.weight", "_lora.down.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
+HINTS = ("input_hint_block.", "controlnet_cond_embedding.")  # what only a ControlNet has
+FOLDERS = {"AutoencoderKL": "vae", "ControlNetModel": guides.CONTROLNET, "T2IAdapter": guides.T2I,
+           "CLIPVisionModelWithProjection": "eye"}  # fmt: skip
+TOLD = {guides.CONTROLNET: "control", guides.T2I: "control", "look": "style", "eye": "style"}  # as our own of the same use
 UP = (".lora_B.weight", ".lora_up.weight", "_lora.up.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
 
 
@@ -50,34 +61,58 @@ class Added:
 
     @property
     def card(self) -> Told:
-        return Told(self.path.stem, self.kind)
+        return Told(self.path.stem if self.weights else _name(self.path), TOLD.get(self.kind, self.kind))
 
 
 def read(wish: str | Path) -> Added:
     """What PATH[:STRENGTH] is. Raises UserError where it is none of what can be added."""
     path, strength = asked(wish)
     amount = 1.0 if strength is None else strength
+    if (path / layouts.INDEX).is_file():
+        own = identity(layouts.files(layouts.read(path)))
+        return Added(path, SHARE if strength is None else strength, "refiner", own, None)
     if path.is_dir():
-        kind = "vae" if (path / "config.json").is_file() else "tokens"
-        if kind == "tokens" and not (path / "vocab.json").is_file():
-            raise UserError(f"adapter: {path}: no config.json there; give an autoencoder's folder, or a .safetensors file")
-        return Added(path, amount, kind, identity(sorted(p for p in path.glob("*") if p.is_file())), None)
+        return Added(path, amount, _kind(path), identity(sorted(p for p in path.glob("*") if p.is_file())), None)
     if not path.is_file():
         raise UserError(f"adapter: {path}: is missing; give a .safetensors file, or an autoencoder's folder")
     if path.suffix.lower() in PICKLES:
         raise as_pickle(path)
     weights = Weights(path, header(path))
     kind = "lora" if any(name.endswith(DOWN) for name in weights.entries) else "word"
+    kind = guides.CONTROLNET if any(mark in name for name in weights.entries for mark in HINTS) else kind
+    kind = "look" if any(name.startswith(("image_proj.", "ip_adapter.")) for name in weights.entries) else kind
+    kind = "network" if kind == "word" and original.family(weights.entries) is not None else kind
     return Added(path, amount, kind, identity([path]), weights)
 
 
+def _name(path: Path) -> str:
+    """A folder's name; in the hub's cache, whose snapshots are named by a hash, that of its repository."""
+    place = path.resolve()
+    return place.parent.parent.name.rpartition("--")[2] if place.parent.name == "snapshots" else place.name
+
+
+def _kind(path: Path) -> str:
+    """What a folder holds: by its config's class, or that it is a tokenizer's. Raises UserError for any other."""
+    if (path / "config.json").is_file():
+        told = Folder(path.resolve()).json("config.json")
+        named = told.get("architectures")
+        name = told.get("_class_name", named[0] if isinstance(named, list) and named else "AutoencoderKL")
+        if not isinstance(name, str) or name not in FOLDERS:
+            raise UserError(f"adapter: {path / 'config.json'}: {unknown('class', name, FOLDERS)}")
+        return FOLDERS[name]
+    if (path / "vocab.json").is_file():
+        return "tokens"
+    what = "an autoencoder's, ControlNet's, T2I-Adapter's or image encoder's folder, or a .safetensors file"
+    raise UserError(f"adapter: {path}: no config.json there; give {what}")
+
+
 def read_all(wishes: Sequence[str | Path]) -> list[Added]:
-    """All of them, each once; those of strength 0 are left out."""
+    """All of them, each once; those of strength 0 are left out, but for guides, whose pictures are asked for by name."""
     found = [read(wish) for wish in wishes]
     for place, one in enumerate(found):
         if one.hash in [other.hash for other in found[:place]]:
             raise UserError(f"adapter: {one.path} is given twice; give it once, with the strength that you want")
-    return [one for one in found if one.strength]
+    return [one for one in found if one.strength or one.kind in TOLD]
 
 
 def autoencoder_of(added: Sequence[Added]) -> tuple[Folder, str] | None:
@@ -91,10 +126,52 @@ def autoencoder_of(added: Sequence[Added]) -> tuple[Folder, str] | None:
 def apply(added: Sequence[Added], network: nn.Module, space: LatentSpace) -> None:
     """Change networks and words in place. Raises UserError naming what does not fit."""
     for one in added:
+        if one.kind in TOLD and not (space.guides.branches or space.guides.look):
+            raise UserError(f"adapter: {one.path} steers Stable Diffusion 1, 2 and XL only; leave it out")
         if one.kind == "lora":
             _lora(one, network, space.encoders)
         elif one.kind == "word":
             _word(one, space.encoders)
+
+
+def guided(added: Sequence[Added], where: str, network: UNet, codec: Autoencoder, own: Folder | None, device: str,
+           dtype: torch.dtype) -> tuple[UNet | guides.Guided, guides.Guides]:  # fmt: skip
+    """The network with its guides, and what they are. own: the folder whose image_encoder serves where none is given.
+
+    Raises UserError where one is damaged or made for another family.
+    """
+    config: Any = network.unet.config
+    count, beside = codec.channels, {2 * codec.channels + 1: guides.INPAINT, codec.channels + 1: guides.DEPTH}
+    branches = []
+    for one in added:
+        if one.kind == guides.CONTROLNET and one.weights is not None:
+            branches.append(guides.branch_of_file(one.path, one.weights, one.strength, network, count, codec.factor, device,
+                                                  dtype))  # fmt: skip
+        elif one.kind in (guides.CONTROLNET, guides.T2I):
+            place = one.path.resolve()
+            found = guides.branch(Folder(place.parent), place.name, one.kind, one.strength, network, count, codec.factor, device,
+                                  dtype)  # fmt: skip
+            found.name = _name(one.path)
+            branches.append(found)
+    look, looks, eyes = None, [one for one in added if one.kind == "look"], [one for one in added if one.kind == "eye"]
+    for pair in (looks, eyes):
+        if len(pair) > 1:
+            raise UserError(f"adapter: {pair[0].path} and {pair[1].path} are both for a reference picture; give one")
+    if eyes and not looks:
+        raise UserError(f"adapter: {eyes[0].path} is an image encoder, which an IP-Adapter needs; give that file with it")
+    for one in looks:
+        places = [(Folder(eye.path.resolve().parent), eye.path.resolve().name) for eye in eyes]
+        places += [(own, "image_encoder")] if own is not None else []
+        if not places:
+            raise UserError(f"adapter: {one.path} is an IP-Adapter; give the folder of its image encoder with --adapter, too")
+        assert one.weights is not None
+        look = looking.look(one.path, one.weights, one.strength, looking.image_encoder(*places[0], device), network.unet, device,
+                            dtype)  # fmt: skip
+    found_beside = beside.get(int(config.in_channels))
+    told = guides.Guides(where, branches, look, found_beside, codec.factor)
+    if not branches and look is None and found_beside is None:
+        return network, told
+    return guides.Guided(network, branches, look), told
 
 
 def _targets(network: nn.Module, encoders: Sequence[Encoder]) -> dict[str, nn.Module]:

@@ -9,7 +9,9 @@ Source: Radford et al. 2021 (CLIP), arXiv:2103.00020, §2.4.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,19 +71,30 @@ class Tokens:
 
     def numbers(self, text: str) -> list[int]:
         """Tokens of a text, without start and end; learned words become their own numbers."""
-        if not self.own:
-            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
-        found: list[int] = []
-        while text:
-            at, word = min(((text.find(w), w) for w in self.own if w in text), default=(len(text), ""))
-            found += self.tokenizer.encode(text[:at], add_special_tokens=False).ids if text[:at].strip() else []
-            found += self.own.get(word, [])
-            text = text[at + len(word) :]
+        return [number for number, _ in self.placed(text)]
+
+    def placed(self, text: str) -> list[tuple[int, int]]:
+        """Each token and where in the text it begins."""
+        found: list[tuple[int, int]] = []
+        place = 0
+        while place < len(text):
+            at, word = min(((at, w) for w in self.own if (at := text.find(w, place)) >= 0), default=(len(text), ""))
+            if text[place:at].strip():
+                piece = self.tokenizer.encode(text[place:at], add_special_tokens=False)
+                found += [(number, place + first) for number, (first, _) in zip(piece.ids, piece.offsets, strict=True)]
+            found += [(number, at) for number in self.own.get(word, [])]
+            place = at + len(word)
         return found
+
+    def weighed(self, fragments: Fragments) -> list[tuple[int, float]]:
+        """Tokens of a whole prompt with their weights: each weighs what the fragment of its first letter does."""
+        ends = list(accumulate(len(text) for text, _ in fragments))
+        tokens = self.placed("".join(text for text, _ in fragments))
+        return [(number, fragments[min(bisect(ends, start), len(ends) - 1)][1]) for number, start in tokens]
 
     def chunks(self, fragments: Fragments) -> tuple[list[list[int]], list[list[float]]]:
         """(numbers, weights) of each chunk of 77; at least one."""
-        pairs = [(n, weight) for text, weight in fragments for n in self.numbers(text)]
+        pairs = self.weighed(fragments)
         ids, weights = [], []
         for first in range(0, max(len(pairs), 1), ROOM):
             part = pairs[first : first + ROOM]
@@ -92,14 +105,14 @@ class Tokens:
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -114,9 +127,9 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int, act: str, eps: float) -> None:
+    def __init__(self, width: int, heads: int, inner: int, act: str, eps: float, causal: bool = True) -> None:
         super().__init__()
-        self.self_attn, self.mlp = Attention(width, heads), MLP(width, inner, act)
+        self.self_attn, self.mlp = Attention(width, heads, causal), MLP(width, inner, act)
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,8 +153,10 @@ class ClipText(nn.Module):
         width, act = config.get("hidden_size", 512), config.get("hidden_act", "quick_gelu")
         if act not in ("quick_gelu", "gelu"):
             raise UserError(f"hidden_act {shown(act)} is not known; give quick_gelu or gelu")
-        eps = config.get("layer_norm_eps", 1e-5)
+        eps = float(config.get("layer_norm_eps", 1e-5))
         self.end = config.get("eos_token_id", 49407)
+        if type(self.end) is not int:
+            raise UserError(f"eos_token_id must be a whole number, got {shown(self.end)}")
         self.embeddings = nn.ModuleDict({
             "token_embedding": nn.Embedding(config.get("vocab_size", 49408), width),
             "position_embedding": nn.Embedding(config.get("max_position_embeddings", 77), width),

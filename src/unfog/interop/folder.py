@@ -12,17 +12,20 @@ import torch
 
 from unfog.diffusion import Gaussian
 from unfog.diffusion.denoisers import Preconditioned
-from unfog.diffusion.schedules import Table
+from unfog.diffusion.schedules import Linear, Table
 from unfog.errors import UserError, shown, unknown
-from unfog.interop import added, single
+from unfog.interop import added, guides, joint, original, single
 from unfog.interop import layout as layouts
 from unfog.interop.clip import Tokens
+from unfog.interop.flows import FlowSteps
 from unfog.interop.layout import Layout
 from unfog.interop.networks import Autoencoder, UNet, autoencoder, clip_text, package, unet
 from unfog.interop.noise import Steps
 from unfog.interop.probe import probe
+from unfog.interop.refiner import Refined, handed
 from unfog.interop.safe import Folder, header
 from unfog.interop.space import Encoder, LatentSpace
+from unfog.interop.t5 import t5
 from unfog.modalities import modality
 from unfog.model import Model
 from unfog.parts import Parts
@@ -42,27 +45,37 @@ class Read:
     size: int
     settings: dict[str, bool]
     hash: str
+    eye: Folder | None = None  # where an image_encoder lies
 
 
 def load(path: Path, device: str | None, adapters: Sequence[str | Path], prediction: str | None,
          dtype: torch.dtype | None) -> Model:  # fmt: skip
     """See `unfog.interop.load`."""
-    if prediction is not None and prediction not in ("eps", "v", "x0"):
-        raise unknown("prediction", prediction, ("eps", "v", "x0"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or fastest(device)
     extra: list[added.Added] = []
+    if path.is_dir() and (found := layouts.read(path)).family in layouts.OTHERS:
+        return _flowing(found, adapters, prediction, device, dtype)
+    if prediction is not None and prediction not in ("eps", "v", "x0"):
+        raise unknown("prediction", prediction, ("eps", "v", "x0"))
     if path.is_file():
         header(path)  # refuses pickles before anything else is read
         extra = added.read_all(adapters)
         read = _file(path, extra, device, dtype)
     else:
-        read = _folder(layouts.read(path), adapters, extra, device, dtype)
+        read = _folder(found, adapters, extra, device, dtype)
     space = LatentSpace(read.codec, read.encoders, read.size, **read.settings)
     _check(path, read.network, space)
+    network, space.guides = added.guided(extra, path.name, read.network, read.codec, read.eye, device, dtype)
     added.apply(extra, read.network.unet, space)
     schedule = read.steps.schedule()
-    denoiser = _denoiser(path.name, read.network, schedule, space, read.steps.prediction(), prediction)
+    if any(one.kind == "network" for one in extra):
+        raise UserError(f"adapter: a network of Stable Diffusion 3 or Flux is given, which {path.name} is not; leave it out")
+    denoiser = _denoiser(path.name, network, schedule, space, read.steps.prediction(), prediction)
+    guides.trial(denoiser, space.guides, _nothing(space, 1))
+    for one in extra:
+        if one.kind == "refiner":
+            space, denoiser = _refined(one, space, denoiser, device, dtype)
     return Model.of(Parts(
         name=path.resolve().name, hash=read.hash, kind=modality("image"), space=space, denoiser=denoiser,
         defaults=dict(DEFAULTS), device=device, dtype=dtype, folder=path, card=space.card(),
@@ -70,24 +83,81 @@ def load(path: Path, device: str | None, adapters: Sequence[str | Path], predict
     ))  # fmt: skip
 
 
-def _folder(found: Layout, adapters: Sequence[str | Path], extra: list[added.Added], device: str, dtype: torch.dtype) -> Read:
-    """The parts of a folder; `extra` is filled with what is added to it."""
+def _flowing(found: Layout, adapters: Sequence[str | Path], prediction: str | None, device: str, dtype: torch.dtype) -> Model:
+    """A folder of Stable Diffusion 3 or Flux."""
+    root, name, family = found.folder.root, "scheduler/scheduler_config.json", found.family
+    if prediction not in (None, "flow"):
+        raise UserError(f"prediction: {root.name} is of a family that predicts flow, not {shown(prediction)}; leave it out")
+    steps = FlowSteps(root / name, found.folder.json(name), family == "flux")
+    steps.check()
+    clips = [text_encoder(found, part, device) if part in found.parts else None
+             for part in (layouts.TEXTS[:2] if family == "sd3" else layouts.TEXTS[:1])]  # fmt: skip
+    extra = added.read_all(adapters)
+    if any(one.kind == "refiner" for one in extra):
+        raise UserError(f"adapter: a refiner goes with Stable Diffusion XL only, not with {root.name}; leave it out")
+    codec = autoencoder(*(added.autoencoder_of(extra) or (found.folder, "vae")), device, torch.float32)
+    others = [one.weights for one in extra if one.kind == "network" and one.weights]
+    if len(others) > 1:
+        raise UserError("adapter: two networks are given; give one")
+    weights = original.transformer(others[0], family) if others else None
+    network, sizes = joint.joint(found.folder, "transformer", family, dtype, weights)
+    part = layouts.TEXTS[2] if family == "sd3" else layouts.TEXTS[1]
+    words = None
+    if part in found.parts:
+        tokenizer = _tokenizer(found, part)
+        wide = torch.bfloat16 if dtype == torch.float16 else dtype  # some of its activations are beyond float16
+        words = t5(found.folder, part, tokenizer, wide, device)
+    space = joint.JointSpace(codec, clips, words, sizes, joint.TOKENS[family], joint=family == "sd3")
+    joint.fitting(root, space)
+    joint.tried(root, network.to(device), sizes)
+    added.apply(extra, network.transformer, space)
+    few = family == "flux" and not sizes.guided
+    defaults = {"sampler": "lcm" if steps.settings.get("stochastic_sampling") else "euler" if few else "auto",
+                "steps": 4 if few else 28, "scale": 1.0 if family == "flux" else 7.0}  # fmt: skip
+    return Model.of(Parts(
+        name=root.resolve().name, hash=layouts.identity(layouts.files(found)), kind=modality("image"), space=space,
+        denoiser=Preconditioned(network, Gaussian(Linear()), "flow", "flow"), defaults=defaults, device=device, dtype=dtype,
+        folder=root, card=space.card(), grids=steps.grid(space.patches), adapters=extra,
+    ))  # fmt: skip
+
+
+def _refined(one: added.Added, space: LatentSpace, denoiser: Preconditioned, device: str,
+             dtype: torch.dtype) -> tuple[LatentSpace, Preconditioned]:  # fmt: skip
+    """The model with a refiner's folder behind it."""
+    found = layouts.read(one.path)
+    if found.family != "sdxl" or isinstance(space, Refined):
+        word = "one refiner is enough" if isinstance(space, Refined) else "is no folder of Stable Diffusion XL's refiner"
+        raise UserError(f"adapter: {one.path}: {word}; leave it out")
+    late = _folder(found, (), [], device, dtype, space.codec)
+    after = LatentSpace(late.codec, late.encoders, late.size, **late.settings)
+    _check(one.path, late.network, after)
+    told = _denoiser(one.path.name, late.network, late.steps.schedule(), after, late.steps.prediction(), None)
+    return handed(one.path, one.strength, space, denoiser, after, told)
+
+
+def _folder(found: Layout, adapters: Sequence[str | Path], extra: list[added.Added], device: str, dtype: torch.dtype,
+            codec: Autoencoder | None = None) -> Read:  # fmt: skip
+    """The parts of a folder; `extra` is filled with what is added to it; codec: instead of the folder's own."""
     name = "scheduler/scheduler_config.json"
     steps = Steps(found.folder.root / name, found.folder.json(name), found.family == "sd")
     steps.schedule()  # refused before anything large is read
     encoders = [text_encoder(found, name, device) for name in ("text_encoder", "text_encoder_2") if name in found.parts]
     extra += added.read_all(adapters)
     package("diffusers.models", "UNet2DConditionModel")
-    codec = autoencoder(*(added.autoencoder_of(extra) or (found.folder, "vae")), device, torch.float32)
+    codec = codec or autoencoder(*(added.autoencoder_of(extra) or (found.folder, "vae")), device, torch.float32)
     network = unet(found.folder, "unet", dtype).to(device)
     large = found.family == "sdxl"
     settings = {"micro": large, "empty_zero": large and _flag(found, "force_zeros_for_empty_prompt", True),
                 "refiner": _flag(found, "requires_aesthetics_score")}  # fmt: skip
-    return Read(steps, encoders, codec, network, _size(network, codec), settings, layouts.identity(layouts.files(found)))
+    eye = found.folder if found.parts.get("image_encoder") == "CLIPVisionModelWithProjection" else None
+    return Read(steps, encoders, codec, network, _size(network, codec), settings, layouts.identity(layouts.files(found)), eye)
 
 
 def _file(path: Path, extra: Sequence[added.Added], device: str, dtype: torch.dtype) -> Read:
     """The parts of a single checkpoint. Raises UserError where no tokenizer is given beside it."""
+    if (kind := original.family(header(path))) is not None:
+        raise UserError(f"{path}: is the network of {original.FAMILY[kind]} alone, or has no tokenizers; "
+                        "give a folder of it as the model, and this file with --adapter")  # fmt: skip
     place = next((one.path for one in extra if one.kind == "tokens"), None)
     if place is None:
         raise UserError(
@@ -104,7 +174,7 @@ def _file(path: Path, extra: Sequence[added.Added], device: str, dtype: torch.dt
     return Read(Steps(path, settings), encoders, codec, network, _size(network, codec), told, layouts.identity([path]))
 
 
-def _denoiser(name: str, network: UNet, schedule: Any, space: LatentSpace, stated: str | None,
+def _denoiser(name: str, network: torch.nn.Module, schedule: Any, space: LatentSpace, stated: str | None,
               prediction: str | None) -> Preconditioned:  # fmt: skip
     """The network as what it predicts, on the schedule that it was trained on.
 
@@ -138,7 +208,8 @@ def _denoiser(name: str, network: UNet, schedule: Any, space: LatentSpace, state
 
 
 def _nothing(space: LatentSpace, n: int) -> dict[str, torch.Tensor]:
-    cond = space.both([""] * n, None, {})[0]
+    side = 16 * space.codec.factor  # as large as the trial pictures
+    cond = space.both([""] * n, None, {"settings": {"size": f"{side}x{side}"}} if space.guides.beside else {})[0]
     device = space.codec.device
     return {key: value.to(device) for key, value in cond.items()}
 
@@ -150,12 +221,17 @@ def _lowest(schedule: Any) -> float:
 
 def text_encoder(found: Layout, name: str, device: str) -> Encoder:
     """One of a folder's CLIP encoders; in float32, as it is asked once a prompt."""
+    tokenizer = _tokenizer(found, name)
+    projected = found.parts[name].endswith("WithProjection")
+    network = clip_text(found.folder, name, projected, torch.float32).to(device)
+    return Encoder(Tokens.read(found.folder, tokenizer), network, skip=found.family in ("sdxl", "sd3"))
+
+
+def _tokenizer(found: Layout, name: str) -> str:
     tokenizer = name.replace("text_encoder", "tokenizer")
     if tokenizer not in found.parts:
         raise UserError(f"{found.folder.root / layouts.INDEX}: names {name}, but no {tokenizer}; get the whole folder again")
-    projected = found.parts[name].endswith("WithProjection")
-    network = clip_text(found.folder, name, projected, torch.float32).to(device)
-    return Encoder(Tokens.read(found.folder, tokenizer), network, skip=found.family == "sdxl")
+    return tokenizer
 
 
 def _flag(found: Layout, name: str, usual: bool = False) -> bool:
@@ -179,6 +255,7 @@ def _check(where: Path, network: UNet, space: LatentSpace) -> None:
     if config.cross_attention_dim != width:
         raise UserError(f"{where}: the network reads text of {config.cross_attention_dim} numbers, the encoders give {width}; "
                         "get the folder again")  # fmt: skip
-    if config.in_channels != space.codec.channels:
-        raise UserError(f"{where}: the network takes {config.in_channels} channels, the autoencoder gives "
-                        f"{space.codec.channels}; folders for inpainting and depth are not read yet")  # fmt: skip
+    own = space.codec.channels
+    if config.in_channels not in (own, own + 1, 2 * own + 1):  # alone, with depth, with a mask and what it leaves
+        raise UserError(f"{where}: the network takes {config.in_channels} channels, the autoencoder gives {own}; get the folder "
+                        "again")  # fmt: skip

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from unfog.errors import UserError, shown, unknown
+from unfog.interop import flows
 from unfog.interop.noise import CLASSES
 from unfog.interop.safe import Folder
 
 INDEX = "model_index.json"
 FAMILIES = {
     "StableDiffusionPipeline": "sd", "StableDiffusionImg2ImgPipeline": "sd", "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl", "StableDiffusionInpaintPipeline": "sd", "StableDiffusionDepth2ImgPipeline": "sd",
+    "StableDiffusionXLInpaintPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3", "StableDiffusion3Img2ImgPipeline": "sd3",
+    "FluxPipeline": "flux", "FluxImg2ImgPipeline": "flux",
 }  # fmt: skip
 PAIRS = {
     "unet": {("diffusers", "UNet2DConditionModel")},
@@ -25,9 +28,24 @@ PAIRS = {
     "safety_checker": {("stable_diffusion", "StableDiffusionSafetyChecker")},
     "image_encoder": {("transformers", "CLIPVisionModelWithProjection"), ("transformers", "SiglipVisionModel")},
     "feature_extractor": {("transformers", "CLIPFeatureExtractor"), ("transformers", "CLIPImageProcessor"),
-                          ("transformers", "CLIPImageProcessorPil"), ("transformers", "SiglipImageProcessor")},
+                          ("transformers", "CLIPImageProcessorPil"), ("transformers", "SiglipImageProcessor"),
+                          ("transformers", "DPTFeatureExtractor"), ("transformers", "DPTImageProcessor"),
+                          ("transformers", "DPTImageProcessorPil"), ("transformers", "DPTImageProcessorFast")},
+    "depth_estimator": {("transformers", "DPTForDepthEstimation")},
 }  # fmt: skip
 PAIRS |= {name: {("transformers", f"CLIPTokenizer{fast}") for fast in ("", "Fast")} for name in ("tokenizer", "tokenizer_2")}
+T5 = {"text_encoder": {("transformers", "T5EncoderModel")},
+      "tokenizer": {("transformers", f"T5Tokenizer{fast}") for fast in ("", "Fast")}}  # fmt: skip
+FLOWING = {("diffusers", name) for name in flows.CLASSES}
+# Where a family's parts are of other classes than those of Stable Diffusion 1, 2 and XL.
+OTHERS: dict[str, dict[str, set[tuple[str, str]]]] = {
+    "sd3": {"unet": set(), "transformer": {("diffusers", "SD3Transformer2DModel")}, "scheduler": FLOWING,
+            "text_encoder": PAIRS["text_encoder_2"], "text_encoder_3": T5["text_encoder"], "tokenizer_3": T5["tokenizer"]},
+    "flux": {"unet": set(), "transformer": {("diffusers", "FluxTransformer2DModel")}, "scheduler": FLOWING,
+             "text_encoder_2": T5["text_encoder"], "tokenizer_2": T5["tokenizer"]},
+}  # fmt: skip
+TEXTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+BESIDE = ("safety_checker", "feature_extractor", "image_encoder", "depth_estimator")  # that pictures do not depend on
 BLOCKS = 64  # of a weight file that its hash reads
 BLOCK = 2**16
 
@@ -51,6 +69,8 @@ def read(path: Path) -> Layout:
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"{where}: {unknown('_class_name', name, FAMILIES)}")
     parts: dict[str, str] = {}
+    family = FAMILIES[name]
+    pairs = PAIRS | OTHERS.get(family, {})
     for key, value in index.items():
         if key.startswith("_") or not isinstance(value, (list, dict)):
             continue
@@ -58,17 +78,19 @@ def read(path: Path) -> Layout:
             raise UserError(f"{where}: {shown(key)} must be a library and a class, got {shown(value)}; get the folder again")
         if value == [None, None]:
             continue
-        if tuple(value) not in PAIRS.get(key, set()):
+        if tuple(value) not in pairs.get(key, set()):
             raise UserError(
                 f"{where}: {shown(key)} names {shown(f'{value[0]}.{value[1]}', 80)}, which unfog does not run; "
                 "give a folder whose parts are diffusers' and transformers' own"
             )
         parts[key] = value[1]
-    text = [key for key in ("text_encoder", "text_encoder_2") if key in parts]
-    for key in ("unet", "vae", "scheduler", *(text or ("text_encoder",))):
+    text = [key for key in TEXTS if key in parts]
+    network = "transformer" if family in OTHERS else "unet"
+    wanted = ("text_encoder", "text_encoder_2") if family == "flux" else text or ("text_encoder",)
+    for key in (network, "vae", "scheduler", *wanted):
         if key not in parts:
             raise UserError(f"{where}: names no {key}; get the whole folder again")
-    return Layout(folder, FAMILIES[name], parts, index)
+    return Layout(folder, family, parts, index)
 
 
 def identity(files: list[Path]) -> str:
@@ -87,7 +109,7 @@ def identity(files: list[Path]) -> str:
 
 def files(layout: Layout) -> list[Path]:
     """The files that decide what a picture looks like: weights, configs, tokens."""
-    used = [part for part in layout.parts if part not in ("safety_checker", "feature_extractor", "image_encoder")]
+    used = [part for part in layout.parts if part not in BESIDE]
     found = [path for part in sorted(used) for path in sorted((layout.folder.root / part).glob("*"))
              if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.is_file()]  # fmt: skip
     return [layout.folder.root / INDEX, *found]

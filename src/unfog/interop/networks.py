@@ -189,7 +189,8 @@ class UNet(nn.Module):
             self.text = text
         added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if "pooled" in cond else None
         x = x.contiguous(memory_format=torch.channels_last)
-        out: Tensor = self.unet(x, level, text, added_cond_kwargs=added, return_dict=False)[0]
+        extra: Any = cond.get("extra", {})  # what guides.py adds
+        out: Tensor = self.unet(x, level, text, added_cond_kwargs=added, return_dict=False, **extra)[0]
         return out.contiguous()
 
 
@@ -207,7 +208,10 @@ class Autoencoder:
     def __init__(self, vae: Any, device: str) -> None:
         self.vae, self.device = vae.to(device), device
         config = vae.config
-        self.scale = float(config.scaling_factor)
+        for name in ("scaling_factor", "shift_factor"):
+            if type(getattr(config, name)) not in (int, float, type(None)):
+                raise UserError(f"vae/config.json: {name} must be a number, got {shown(getattr(config, name))}")
+        self.scale = float(config.scaling_factor or 0.0)
         self.offset = float(config.shift_factor or 0.0)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.channels = int(config.latent_channels)
@@ -222,10 +226,11 @@ class Autoencoder:
     def dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype
 
-    def encode(self, pictures: Any) -> Tensor:
-        """Straight RGBA (B, H, W, 4) uint8 -> x0; transparency becomes white."""
+    def encode(self, pictures: Any, gone: Tensor | None = None) -> Tensor:
+        """Straight RGBA (B, H, W, 4) uint8 -> x0; transparency becomes white, and what is `gone` (B, 1, H, W) bool, grey."""
         planes = torch.as_tensor(pictures).to(self.device).permute(0, 3, 1, 2).float() / 255
         seen = planes[:, :3] * planes[:, 3:] + (1.0 - planes[:, 3:])
+        seen = seen if gone is None else torch.where(gone.to(self.device), 0.5, seen)
         with torch.no_grad():
             mean = self.vae.encode((2.0 * seen - 1.0).to(self.dtype)).latent_dist.mean
         return (mean.float() - self.offset) * self.scale

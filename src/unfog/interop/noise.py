@@ -77,9 +77,9 @@ class Steps:
             raise UserError(f"{self.where}: {unknown('prediction_type', said, PREDICTIONS)}")
         return PREDICTIONS[said]
 
-    def grid(self, schedule: Schedule) -> Callable[[str, int], np.ndarray]:
-        """The grid of (sampler, steps)."""
-        return lambda sampler, steps: self._table(schedule, sampler, steps)
+    def grid(self, schedule: Schedule) -> Callable[..., np.ndarray]:
+        """The grid of (sampler, steps), whatever the shape of x0."""
+        return lambda sampler, steps, shape=(): self._table(schedule, sampler, steps)
 
     def _table(self, schedule: Any, sampler: str, steps: int) -> np.ndarray:
         get, count, many = self.settings.get, schedule.count, sampler in MULTISTEP

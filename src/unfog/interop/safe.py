@@ -56,7 +56,7 @@ class Weights:
     entries: Mapping[str, Entry]
 
     def load(self) -> dict[str, Tensor]:
-        """All tensors, as stored. Raises UserError where one holds NaN or infinity."""
+        """All tensors of `entries`, as stored. Raises UserError where one holds NaN or infinity."""
         import torch
         from safetensors import safe_open
 
@@ -64,6 +64,8 @@ class Weights:
         for file in sorted({entry.file for entry in self.entries.values()}):
             with safe_open(str(file), "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                    if name not in self.entries:
+                        continue
                     tensor = opened.get_tensor(name)
                     if tensor.is_floating_point() and tensor.numel():
                         wide = tensor.float() if tensor.element_size() == 1 else tensor
@@ -79,8 +81,8 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         own = root.resolve()
-        # the hub's cache keeps a snapshot's files as links into blobs/ beside it
-        self.within = [own, *([own.parent.parent / "blobs"] if own.parent.name == "snapshots" else [])]
+        # the hub's cache keeps the files of snapshots/HASH as links into blobs/ beside it
+        self.within = [own, *(place.parent / "blobs" for place in (own, *own.parents) if place.name == "snapshots")]
 
     def has(self, name: str) -> bool:
         return (self.root / name).exists() or (self.root / name).is_symlink()
@@ -215,7 +217,9 @@ def header(path: Path) -> dict[str, Entry]:
         size = path.stat().st_size
         with open(path, "rb") as opened:
             first = opened.read(9)
-            if first[:4] == b"PK\x03\x04" or first[:1] == b"\x80" or path.suffix.lower() in PICKLES:
+            # a pickle's first byte is also the least of one header's length in 32, behind which a brace stands
+            pickled = first[:1] == b"\x80" and first[8:9] != b"{"
+            if pickled or first[:4] == b"PK\x03\x04" or path.suffix.lower() in PICKLES:
                 raise as_pickle(path)
             length = int.from_bytes(first[:8], "little")
             if len(first) < 9 or first[8:9] != b"{":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unfog.errors import UserError
 from unfog.files import write_atomic, write_folder
 from unfog.interop import layout as layouts
+from unfog.interop.joint import JointSpace
 from unfog.interop.noise import PREDICTIONS
 from unfog.interop.safe import Folder
 from unfog.interop.space import LatentSpace
@@ -30,23 +31,32 @@ def save(model: Model, folder: str | Path, half: bool = True) -> None:
     space = model.space
     if not isinstance(space, LatentSpace):
         raise UserError(f"save: {model.name} is no model of Stable Diffusion's; copy its folder")
+    if any(one.kind == "refiner" for one in _others(model)):
+        raise UserError("save: a refiner is a folder of its own; load the model without it")
+    for one in _others(model):
+        if one.card.kind in ("control", "style"):
+            raise UserError(f"save: {one.path.name} has no place in the layout of diffusers; load the model without it")
     found = layouts.read(model.folder)
-    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in found.parts]
+    encoders = [name for name in layouts.TEXTS if found.parts.get(name, "T5").startswith("CLIP")]
     network: Any = model.denoiser.network
+    part = "transformer" if found.family in layouts.OTHERS else "unet"
     vae = next((one.path.resolve() for one in _others(model) if one.kind == "vae"), None)
     modules: dict[str, tuple[nn.Module, str, str]] = {
-        "unet": (network.unet, "diffusion_pytorch_model", ""),
+        part: (getattr(network, part), "diffusion_pytorch_model", ""),
         "vae": (space.codec.vae, "diffusion_pytorch_model", ""),
     }
     for name, encoder in zip(encoders, space.encoders, strict=True):
         if encoder.tokens.own:
             raise UserError("save: a learned word has no place in the layout of diffusers; load the model without it")
         modules[name] = (encoder.network, "model", "text_model.")
+    if isinstance(space, JointSpace) and space.t5 is not None:
+        modules |= {name: (space.t5.network, "model", "") for name, kind in found.parts.items() if kind == "T5EncoderModel"}
 
     def write(place: Path) -> None:
         for part in sorted(found.parts):
             for path in sorted((model.folder / part).glob("*")):
-                if path.suffix in KEPT and path.is_file() and ".index." not in path.name:
+                wanted = KEPT if part in modules else (*KEPT, ".safetensors")  # what is not read here stays as it was
+                if path.suffix in wanted and path.is_file() and ".index." not in path.name:
                     write_atomic(place / part / path.name, found.folder.file(f"{part}/{path.name}").read_bytes())
         if vae is not None:
             config = Folder(vae.parent).file(f"{vae.name}/config.json")

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unfog.errors import UserError, shown, unknown
+from unfog.interop import guides as guiding
 from unfog.interop.clip import ClipText, Fragments, Said, Tokens
+from unfog.interop.guides import Guides, Steer
 from unfog.interop.networks import Autoencoder
 from unfog.modalities.contract import Cond
+from unfog.prompts import Fragment
 from unfog.requests import GenerateRequest
 
+Asked: TypeAlias = "str | tuple[Fragment, ...]"  # text as it stands, or what `unfog.prompts` read of one
 KEPT = 256  # chunks whose states are remembered
 PLACES = {"size": "WIDTHxHEIGHT", "original": "WIDTHxHEIGHT", "target": "WIDTHxHEIGHT", "crop": "LEFT,TOP"}
 
 
-def fragments(prompt: str) -> Fragments:
-    """The pieces of a prompt with their weights."""
-    return [(prompt, 1.0)]
+def fragments(prompt: Asked) -> Fragments:
+    """The pieces of a prompt with their weights; what weighs nothing is left out."""
+    return [(prompt, 1.0)] if isinstance(prompt, str) else [(text, weight) for text, weight in prompt if weight > 0.0]
 
 
 class Encoder:
@@ -82,11 +87,15 @@ class LatentSpace:
     """What a folder of Stable Diffusion is asked for. size: pixels a side in training. empty_zero: guidance's other branch is
     all zeros where nothing is to be avoided (SDXL). refiner: an SDXL network that is told a score instead of a target size."""
 
+    reads = True  # prompts are the language of unfog.prompts
+
     def __init__(self, codec: Autoencoder, encoders: Sequence[Encoder], size: int, micro: bool = False,
                  empty_zero: bool = False, refiner: bool = False) -> None:  # fmt: skip
         self.codec, self.encoders, self.size = codec, list(encoders), size
         self.micro, self.empty_zero, self.refiner = micro, empty_zero, refiner
         self.styles: list[str] = []
+        self.guides = Guides()
+        self._grey: dict[tuple[int, int], Tensor] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,7 +113,11 @@ class LatentSpace:
     def decode(self, x0: Tensor, cond: Cond) -> list[np.ndarray]:
         return list(self.codec.decode(x0))
 
-    def ask(self, prompts: Sequence[str | None], seeds: Sequence[int]) -> Cond:
+    def fits(self, text: str) -> bool:
+        """Prompts of any length are read, and always were."""
+        return True
+
+    def ask(self, prompts: Sequence[Asked | None], seeds: Sequence[int]) -> Cond:
         return self._told([fragments(p or "") for p in prompts], 0, {})
 
     def settled(self, request: GenerateRequest) -> dict[str, Any]:
@@ -141,10 +154,10 @@ class LatentSpace:
         width, height = (max(round(self.size * ratio / side), 1) * side for ratio in (math.sqrt(w / h), math.sqrt(h / w)))
         return width, height
 
-    def both(self, prompts: Sequence[str], negative: str | None, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
+    def both(self, prompts: Sequence[Asked], negative: Asked | None, settings: Mapping[str, Any]) -> tuple[Cond, Cond]:
         """Prompts and what to avoid, encoded together, equally long."""
         asked, avoided = [fragments(p) for p in prompts], fragments(negative or "")
-        chunks = max(encoder.longest([*asked, avoided]) for encoder in self.encoders)
+        chunks = max((encoder.longest([*asked, avoided]) for encoder in self.encoders), default=1)
         told = self._told([*asked, avoided], chunks, settings)
         cond = {key: value[:-1] for key, value in told.items()}
         other = {key: value[-1:].expand(len(prompts), *value.shape[1:]) for key, value in told.items()}
@@ -161,7 +174,54 @@ class LatentSpace:
         if self.micro:
             cond["pooled"] = found[-1][1]
             cond["time_ids"] = self._micro(settings).expand(len(prompts), -1)
+        if self.guides.beside:
+            own = self._beside(*self._size(settings))
+            cond["beside"] = own.expand(len(prompts), *own.shape[1:])
         return cond
+
+    def _beside(self, width: int, height: int) -> Tensor:
+        """What a network of more channels reads beside latents where nobody says it: all is free, or all is equally far."""
+        _, rows, columns = self.codec.shape(width, height)
+        if self.guides.beside == guiding.DEPTH:
+            return torch.zeros(1, 1, rows, columns)
+        if (width, height) not in self._grey:
+            self._grey = {(width, height): self.around(np.zeros((height, width, 4), np.uint8), None)["beside"].cpu()}
+        return self._grey[width, height]
+
+    def around(self, raw: np.ndarray, kept: np.ndarray | None) -> Cond:
+        """What a network for inpainting is told of a picture (H, W, 4) uint8, of which `kept` (H, W) stays (None: nothing):
+        1 in each cell that has something free, and the latents of the picture with grey where it is free."""
+        if self.guides.beside == guiding.DEPTH:
+            where = self.guides.where
+            raise UserError(f"item: the network of {where} reads a depth map, which cannot be given here; give another model")
+        if self.guides.beside is None:
+            return {}
+        free = torch.ones(1, 1, *raw.shape[:2], dtype=torch.bool) if kept is None else ~torch.from_numpy(kept)[None, None]
+        known = self.codec.encode(raw[None], free)
+        cells = F.adaptive_max_pool2d(free.float(), known.shape[-2:]).to(known.device)
+        return {"beside": torch.cat([cells, known], dim=1)}
+
+    def hints(self, request: GenerateRequest) -> Steer | None:
+        """What the request's pictures steer. Raises UserError for those that nothing here follows."""
+        frame = self.frame(request.aspect, request.settings)
+        rows, columns = self.codec.shape(*frame)[1:]
+        return self.guides.hints(request, frame, (rows, columns))
+
+    def hint(self, kind: str, picture: Any, frame: tuple[int, int]) -> Tensor:
+        """What is followed of a picture."""
+        return self.guides.hint(kind, picture, frame)
+
+    def frame(self, aspect: str | None, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Width and height of a picture."""
+        return self._size({"aspect": aspect, "settings": settings})
+
+    @property
+    def buckets(self) -> list[tuple[int, int]]:
+        """Frames (width, height) of about the usual area, the squarest first: where pictures of other shapes are edited."""
+        side = self.codec.factor * 8
+        most = max(round(self.size / side), 1)
+        pairs = [(w * side, max(round(most * most / w), 1) * side) for w in range(max(most // 2, 1), 2 * most + 1)]
+        return sorted(pairs, key=lambda pair: (abs(math.log(pair[0] / pair[1])), pair))
 
     def _micro(self, settings: Mapping[str, Any]) -> Tensor:
         """SDXL's six numbers: original height and width, crop's top and left, target's height and width."""

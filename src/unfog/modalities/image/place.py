@@ -63,8 +63,9 @@ class Placed:
             self.whole = np.pad(raw, (*around, (0, 0)))
             self.held = np.pad(np.ones((high, wide), bool) if held is None else held, around)
         rows, columns = (max(round(side * scale), 1) for side in self.whole.shape[:2])
-        if max(rows, columns) > MOST_WORK:
-            raise UserError(f"canvas: would be {columns}x{rows} at the model's scale; keep it within {MOST_WORK} a side")
+        most = max(MOST_WORK, 2 * max(width, height))
+        if max(rows, columns) > most:
+            raise UserError(f"canvas: would be {columns}x{rows} at the model's scale; keep it within {most} a side")
         self.size = (rows, columns)
         unit = max(space.buckets[0][1] // space.shape[-2], 1)  # pixels a side that the codec makes one of
         work = (-(-max(rows, height) // unit) * unit, -(-max(columns, width) // unit) * unit)

@@ -1,0 +1,367 @@
+"""Pictures that steer a network of Stable Diffusion: ControlNets, T2I-Adapters, an IP-Adapter, and channels beside the latents.
+
+    ControlNet     residuals of a copy of the encoder, at every step        skips and middle += strength · residual
+    T2I-Adapter    features of the picture alone, once                      encoder levels   += strength · feature
+    IP-Adapter     tokens of a reference through keys and values of its own (`looking.py`)
+    beside         x ← [x, mask, latents of the masked picture] (9 channels), or [x, depth] (5 channels)
+
+diffusers builds the first two from the folder's config; weights are read and checked as those of the folder itself.
+Sources: Zhang et al. 2023 (ControlNet), arXiv:2302.05543; Mou et al. 2023 (T2I-Adapter), arXiv:2302.08453.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unfog.diffusion.denoisers import Preconditioned
+from unfog.errors import UserError, shown, unknown
+from unfog.interop.looking import Look, fit
+from unfog.interop.networks import UNet, built, config_of, filled, package
+from unfog.interop.safe import Folder, Weights
+from unfog.interop.single import held, unet_name
+from unfog.modalities.contract import Cond
+from unfog.requests import GenerateRequest
+from unfog.steer import Hints, hash_of, reference_of
+from unfog.wishes import ControlAsked
+
+CONTROLNET, T2I = "controlnet", "t2i"
+INPAINT, DEPTH = "inpaint", "depth"
+# What of its config a ControlNet must share with the U-Net whose copy it is.
+SHARED = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type", "class_embed_type",
+          "addition_time_embed_dim", "projection_class_embeddings_input_dim", "encoder_hid_dim_type")  # fmt: skip
+
+
+class Branch(nn.Module):
+    """One that follows a picture. kind: CONTROLNET or T2I. channels: of the picture, whose sides are multiples of `unit`.
+    alone: heeded by the prompt's branch of guidance only, as it says nothing of places."""
+
+    def __init__(self, name: str, kind: str, strength: float, network: nn.Module, channels: int, alone: bool = False,
+                 unit: int = 1) -> None:  # fmt: skip
+        super().__init__()
+        self.network = UNet(network).unet if kind == CONTROLNET else network  # so its attention, too, remembers its text
+        self.name, self.kind, self.strength, self.channels, self.alone = name, kind, strength, channels, alone
+        self.unit = unit
+        self.kept: tuple[Tensor, list[Tensor]] | None = None
+
+    def residuals(self, x: Tensor, level: Tensor, text: Tensor, added: Any, hint: Tensor) -> list[Tensor]:
+        """Of a ControlNet: one a skip, and the middle's."""
+        x, hint = (v.contiguous(memory_format=torch.channels_last) for v in (x, hint))
+        down, middle = self.network(x, level, text, hint, added_cond_kwargs=added, return_dict=False)
+        return [*down, middle]
+
+    def features(self, hint: Tensor) -> list[Tensor]:
+        """Of a T2I-Adapter: one a level; the same picture is looked at once."""
+        kept = self.kept
+        if kept is None or kept[0].shape != hint.shape or kept[0].dtype != hint.dtype or not torch.equal(kept[0], hint):
+            self.kept = kept = hint, list(self.network(hint))
+        return kept[1]
+
+
+class Guided(nn.Module):
+    """A U-Net with what steers it. cond, beside the U-Net's own: "control" (B, c, H, W), the pictures of all branches in their
+    order, in [0, 1]; "control_strength" (B, K); "image" and "image_mask" of `looking.py`; "beside" (B, c, h, w).
+
+    Where no strength differs from 0 the U-Net alone is asked, for what it costs alone.
+    """
+
+    def __init__(self, base: UNet, branches: Sequence[Branch] = (), look: Look | None = None) -> None:
+        super().__init__()
+        self.base, self.look = base, look
+        self.branches = nn.ModuleList(branches)
+        self.text: Tensor | None = None
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.base.unet
+
+    def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        own = ("control", "control_strength", "image", "image_mask", "beside")
+        told: dict[str, Any] = {key: value for key, value in cond.items() if key not in own}
+        if "control" in cond:
+            told["extra"] = self._added(x, level, cond)
+        if "beside" in cond:
+            x = torch.cat([x, cond["beside"].to(x.dtype)], dim=1)
+        if self.look is None or "image" not in cond or not bool((cond["image_mask"] != 0).any()):
+            return self.base(x, level, told)
+        with self.look.at(cond["image"], cond["image_mask"]):
+            return self.base(x, level, told)
+
+    def _added(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the branches add, as the U-Net of diffusers is told it."""
+        text, before = cond["text"], self.text
+        if before is not None and before.shape == text.shape and before.dtype == text.dtype and torch.equal(before, text):
+            text = before
+        else:
+            self.text = text
+        added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if "pooled" in cond else None
+        sums: dict[str, list[Tensor]] = {}
+        hints = cond["control"].split([branch.channels for branch in self.branches], dim=1)
+        for k, (branch, hint) in enumerate(zip(self.branches, hints, strict=True)):
+            strength = cond["control_strength"][:, k, None, None, None].to(x.dtype)
+            if not bool((strength != 0).any()):
+                continue
+            assert isinstance(branch, Branch)
+            hint = hint.to(x.dtype)
+            found = branch.features(hint) if branch.kind == T2I else branch.residuals(x, level, text, added, hint)
+            scaled, others = [strength * one for one in found], sums.get(branch.kind)
+            sums[branch.kind] = scaled if others is None else [a + b for a, b in zip(others, scaled, strict=True)]
+        extra: dict[str, Any] = {}
+        if CONTROLNET in sums:
+            *down, middle = sums[CONTROLNET]
+            extra = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
+        return extra | ({"down_intrablock_additional_residuals": sums[T2I]} if T2I in sums else {})
+
+
+@dataclass(frozen=True)
+class Steer(Hints):
+    """against: what guidance's other branch is told instead."""
+
+    against: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def other(self) -> dict[str, Tensor]:
+        return self.against
+
+
+@dataclass(frozen=True)
+class Guides:
+    """What a folder's model can follow. beside: INPAINT or DEPTH where its network reads more than latents. factor: of the
+    autoencoder."""
+
+    where: str = "this model"
+    branches: Sequence[Branch] = ()
+    look: Look | None = None
+    beside: str | None = None
+    factor: int = 8
+
+    def hints(self, request: GenerateRequest, frame: tuple[int, int], cells: tuple[int, int]) -> Steer | None:
+        """What a request is steered by, for a picture of `frame` (width, height) pixels and `cells` (height, width) of latents.
+
+        Raises UserError for a picture that nothing follows, one that is missing, or one that cannot be read.
+        """
+        cond: dict[str, Tensor] = {}
+        against: dict[str, Tensor] = {}
+        intervals, told = np.zeros((0, 2)), {}
+        if self.beside == DEPTH and not any(one.kind == DEPTH for one in request.control):
+            raise UserError(f"control: the network of {self.where} reads a depth map; give one with --control depth=map.png")
+        if request.control:
+            cond, against, intervals, told = self._controls(request.control, frame, cells)
+        if request.style_image:
+            if self.look is None:
+                raise UserError(f"style_image: {self.where} looks at no picture; give an IP-Adapter's file and the folder of its "
+                                "image encoder with --adapter")  # fmt: skip
+            weights = torch.tensor([one.weight for one in request.style_image])
+            seen, nothing = self.look.tokens([one.picture for one in request.style_image])
+            cond |= {"image": seen, "image_mask": weights[None] * self.look.strength}
+            against |= {"image": nothing}
+            told = {**told, "style_image": [{"picture": hash_of(reference_of(one.picture, frame)), "weight": float(one.weight)}
+                                            for one in request.style_image]}  # fmt: skip
+        return Steer(cond, intervals, told, against) if cond else None
+
+    def _controls(self, asked: Sequence[ControlAsked], frame: tuple[int, int], cells: tuple[int, int]) -> tuple[Any, ...]:
+        cond: dict[str, Tensor] = {}
+        parts = [torch.zeros(branch.channels, frame[1], frame[0]) for branch in self.branches]
+        strengths, intervals = torch.zeros(len(parts)), np.tile([0.0, 1.0], (len(parts), 1))
+        told: list[dict[str, Any]] = []
+        taken: list[int] = []
+        for one in asked:
+            hint = self.hint(one.kind, one.picture, frame)
+            told.append({"kind": one.kind, "hint": hash_of(hint), "strength": one.strength, "interval": list(one.interval)})
+            place = self._find(one.kind)
+            if place in taken:
+                raise UserError(f"control: {shown(one.kind)} is given twice; give each one once")
+            taken.append(place)
+            if place < 0:
+                if one.strength != 1.0 or one.interval != (0.0, 1.0):
+                    raise UserError("control: the network's own depth map has no strength or interval; leave them out")
+                cond["beside"] = depth_of(hint[None], cells)
+                continue
+            unit = self.branches[place].unit
+            if frame[0] % unit or frame[1] % unit:
+                raise UserError(f"size: {self.branches[place].name} reads pictures whose sides are multiples of {unit}, not "
+                                f"{frame[0]}x{frame[1]}; give such a size")  # fmt: skip
+            parts[place], strengths[place] = hint, one.strength * self.branches[place].strength
+            intervals[place] = one.interval
+        if not parts:
+            return cond, {}, intervals, {"control": told}
+        cond |= {"control": torch.cat(parts)[None], "control_strength": strengths[None]}
+        heeded = torch.tensor([not branch.alone for branch in self.branches])
+        against = {} if bool(heeded.all()) else {"control_strength": (strengths * heeded)[None]}
+        return cond, against, intervals, {"control": told}
+
+    def hint(self, kind: str, picture: Any, frame: tuple[int, int]) -> Tensor:
+        """What is followed of a picture: itself, fitted into the frame, clear as black; (c, height, width) in [0, 1]."""
+        from unfog.modalities.image.controls import framed, planes
+
+        place = self._find(kind)
+        channels = 1 if place < 0 else self.branches[place].channels
+        seen = planes(framed(picture, frame, clear=False))[0, :3]
+        if channels == 1:
+            seen = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), seen, 1)[None]  # as Pillow makes grey of colours
+        return seen
+
+    def _find(self, kind: str) -> int:
+        """Which branch is meant: by its folder's name, or a piece of it that no other has; −1: the network's own depth map."""
+        names = [branch.name for branch in self.branches]
+        if kind == DEPTH and self.beside == DEPTH:
+            return -1
+        if not names:
+            raise UserError(f"control: {self.where} follows no picture yet; give a ControlNet's or T2I-Adapter's folder with "
+                            "--adapter")  # fmt: skip
+        fits = [i for i, name in enumerate(names) if name == kind]
+        fits = fits or [i for i, name in enumerate(names) if kind.lower() in name.lower()]
+        if len(fits) > 1:
+            raise UserError(f"control: {shown(kind)} fits {names[fits[0]]} and {names[fits[1]]}; write more of the folder's name")
+        if not fits:
+            raise unknown("control", kind, names)
+        return fits[0]
+
+
+def depth_of(depth: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Of a map (B, 1, H, W), near is light: what a depth network reads, (B, 1, *cells) from −1 (farthest) to 1."""
+    small = F.interpolate(depth, cells, mode="bicubic", align_corners=False)
+    low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
+    return torch.where(high > low, 2.0 * (small - low) / (high - low).clamp(min=1e-12) - 1.0, 0.0)
+
+
+def branch(folder: Folder, component: str, kind: str, strength: float, base: UNet, channels: int, factor: int,
+           device: str, dtype: torch.dtype) -> Branch:  # fmt: skip
+    """A ControlNet's or T2I-Adapter's folder, made for this U-Net, whose latents have `channels` and are `factor` smaller.
+
+    Raises UserError naming the file that is damaged, or what does not fit.
+    """
+    where = folder.root / component / "config.json"
+    config = config_of(folder, component)
+    module, name = ("controlnets.controlnet", "ControlNetModel") if kind == CONTROLNET else ("adapter", "T2IAdapter")
+    for key in ("conditioning_embedding_out_channels", "channels"):
+        value = config.get(key)
+        if value is not None and not (isinstance(value, list) and 0 < len(value) <= 12
+                                      and all(type(v) is int and 0 < v <= 32_768 for v in value)):  # fmt: skip
+            raise UserError(f"{where}: {key} must be a list of whole numbers, got {shown(value)}; get the folder again")
+    for key, most in (("conditioning_channels", 16), ("num_res_blocks", 32), ("downscale_factor", 64)):
+        if key in config and not (type(config[key]) is int and 0 < config[key] <= most):
+            raise UserError(f"{where}: {key} must be a whole number from 1 to {most}, got {shown(config[key])}")
+    network = built(where, package(f"diffusers.models.{module}", name), config)
+    own: Any = network.config
+    _fits(where, own, kind, base.unet.config, channels, factor)
+    read = int(own.conditioning_channels if kind == CONTROLNET else own.in_channels)
+    if read not in (1, 3):
+        raise UserError(f"{where}: reads {read} channels, which no picture has; give a ControlNet or T2I-Adapter of pictures")
+    filled(network, folder.weights(component, "diffusion_pytorch_model"), dtype)
+    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    alone = kind == CONTROLNET and bool(own.global_pool_conditions)
+    return Branch(component, kind, strength, network, read, alone, 1 if kind == CONTROLNET else int(own.downscale_factor))
+
+
+def branch_of_file(path: Path, weights: Weights, strength: float, base: UNet, channels: int, factor: int, device: str,
+                   dtype: torch.dtype) -> Branch:  # fmt: skip
+    """A ControlNet's single file, under the first code's names or diffusers'; without a config it is the copy of this U-Net.
+
+    Raises UserError where it is not.
+    """
+    config: Any = base.unet.config
+    layers = config.layers_per_block
+    if not isinstance(layers, int):
+        raise UserError(f"{path}: is for no network whose levels differ as this model's do; give a folder with a config.json")
+    count = len([name for name in weights.entries if re.fullmatch(r".*input_hint_block\.\d+\.weight", name)])
+    tensors = held(path, {_control_name(name, layers, count): tensor for name, tensor in weights.load().items()})
+    if len(tensors.entries) < len(weights.entries):
+        raise UserError(f"{path}: holds some weights under two names; get the file again")
+    hint = "controlnet_cond_embedding."
+    try:
+        widths = [tensors.entries[f"{hint}conv_in.weight"].shape[0]]
+        while f"{hint}blocks.{2 * len(widths) - 1}.weight" in tensors.entries:
+            widths.append(tensors.entries[f"{hint}blocks.{2 * len(widths) - 1}.weight"].shape[0])
+        read = tensors.entries[f"{hint}conv_in.weight"].shape[1]
+    except (KeyError, IndexError):
+        raise UserError(f"{path}: is laid out as no known ControlNet; give a folder with a config.json") from None
+    make = package("diffusers.models.controlnets.controlnet", "ControlNetModel")
+    own = {key: value for key, value in config.items() if key in inspect.signature(make.__init__).parameters}
+    own |= {"in_channels": channels, "conditioning_channels": read, "conditioning_embedding_out_channels": widths}
+    network = built(path, make, own)
+    fit(path, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, tensors, "a ControlNet")
+    _fits(path, network.config, CONTROLNET, config, channels, factor)
+    if read not in (1, 3):
+        raise UserError(f"{path}: reads {read} channels, which no picture has; give a ControlNet of pictures")
+    filled(network, tensors, dtype)
+    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Branch(path.stem, CONTROLNET, strength, network, int(read))
+
+
+def _control_name(name: str, layers: int, count: int) -> str:
+    """diffusers' name of a ControlNet's weight; count: layers that make its picture as small as latents."""
+    name = name.removeprefix("control_model.")
+    hint = re.fullmatch(r"input_hint_block\.(\d+)\.(.+)", name)
+    if hint:
+        place = int(hint[1]) // 2  # an activation after each
+        inner = "conv_in" if place == 0 else "conv_out" if place == count - 1 else f"blocks.{place - 1}"
+        return f"controlnet_cond_embedding.{inner}.{hint[2]}"
+    name = re.sub(r"^zero_convs\.(\d+)\.0\.", r"controlnet_down_blocks.\1.", name)
+    name = re.sub(r"^middle_block_out\.0\.", "controlnet_mid_block.", name)
+    return unet_name(name, layers)
+
+
+def _fits(where: Any, own: Any, kind: str, base: Any, channels: int, factor: int) -> None:
+    """Raises UserError where a branch is made for another family of networks."""
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, (list, tuple)) else value
+
+    def other(key: str, has: Any, wanted: Any) -> UserError:
+        return UserError(f"{where}: {key} is {shown(plain(has))}, the model's {shown(plain(wanted))}; give one made for this "
+                         "model's family")  # fmt: skip
+
+    if kind == CONTROLNET:
+        for key in SHARED:
+            has, wanted = plain(getattr(own, key)), plain(getattr(base, key))
+            if has != wanted:
+                raise other(key, has, wanted)
+        if own.in_channels != channels:
+            raise other("in_channels", own.in_channels, channels)
+        if own.controlnet_conditioning_channel_order not in ("rgb", "bgr"):
+            raise other("controlnet_conditioning_channel_order", own.controlnet_conditioning_channel_order, "rgb")
+        shrinks = 2 ** (len(own.conditioning_embedding_out_channels) - 1)
+        if shrinks != factor:
+            raise UserError(f"{where}: shrinks its picture {shrinks} times, the autoencoder {factor} times; give one made for "
+                            "this model's family")  # fmt: skip
+        return
+    large = own.adapter_type == "full_adapter_xl"
+    # of XL's the first level is at half the latents' size
+    if own.downscale_factor != factor * (2 if large else 1):
+        raise other("downscale_factor", own.downscale_factor, factor * (2 if large else 1))
+    light = own.adapter_type == "light_adapter"
+    wanted = list(base.block_out_channels)
+    has = [*own.channels, own.channels[-1]] if light else list(own.channels)
+    if has != wanted and not large:
+        raise other("channels", has, wanted)
+
+
+def trial(denoiser: Preconditioned, told: Guides, cond: Cond) -> None:
+    """Ask once with every branch, on latents of 16 by 16. Raises UserError naming one whose layers do not fit the network's.
+
+    cond: of one item.
+    """
+    network: Any = denoiser.network
+    factor = told.factor
+    for k, one in enumerate(told.branches):
+        strengths = torch.zeros(1, len(told.branches), device=cond["text"].device)
+        strengths[:, k] = 1.0
+        pictures = torch.zeros(1, sum(b.channels for b in told.branches), 16 * factor, 16 * factor, device=cond["text"].device)
+        x = torch.zeros(1, int(network.unet.config.out_channels), 16, 16, device=cond["text"].device)
+        try:
+            with torch.no_grad():
+                denoiser.raw(x, 0.5, {**cond, "control": pictures, "control_strength": strengths})
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(f"adapter: {one.name} does not fit this model's network ({reason}); give one made for its "
+                            "family") from None  # fmt: skip
