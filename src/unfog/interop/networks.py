@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,12 @@ class Remembering:
     Of the same arithmetic as diffusers' own, bit for bit but for the order of sums.
     """
 
-    def __init__(self, attn: Any) -> None:
-        self.attn = attn
+    def __init__(self) -> None:
         self.kept: tuple[Tensor, Tensor, Tensor] | None = None  # replaced whole: two threads never see halves of two texts
 
-    def __call__(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
                  attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
-        attn, heads = self.attn, self.attn.heads
+        heads = attn.heads
 
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -166,6 +166,13 @@ class Remembering:
         return attn.to_out[0](y.transpose(1, 2).flatten(2))
 
 
+def _attend(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+            attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
+    """What `attn` has as its processor says; its own forward reads that one's signature at every call."""
+    out: Tensor = attn.processor(attn, hidden_states, encoder_hidden_states, attention_mask)
+    return out
+
+
 class UNet(nn.Module):
     """diffusers' conditional U-Net as a network of ours. cond: "text" (B, n, d); of SDXL "pooled", "time_ids" too."""
 
@@ -179,7 +186,8 @@ class UNet(nn.Module):
                                                          "added_kv_proj_dim", "residual_connection")
             )  # fmt: skip
             if plain and getattr(module, "rescale_output_factor", 1.0) == 1.0:
-                module.forward = Remembering(module)  # its own forward reads its processor's signature at every call
+                module.processor = Remembering()  # type: ignore[assignment]
+                module.forward = partial(_attend, module)
 
     def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         text, before = cond["text"], self.text
