@@ -15,7 +15,7 @@ RECIPE = {
     "name": "emoji-128",
     "data": "data/emoji-128.zip",
     "size": 128,
-    "autoencoder": "runs/emoji-128-autoencoder",
+    "autoencoder": "emoji-128-autoencoder",
     "network": "unet",
     "settings": {"unshuffle": 2, "widths": [64, 128, 192], "blocks": [1, 2, 1], "attention": [False, True, False],
                  "embedding": 192, "text_dim": 384},

@@ -22,7 +22,7 @@ def models(*, kinds: Flag = False, json: Flag = False) -> None:
     kinds
         List the kinds of data that can be trained on, and the presets of each, instead.
     json
-        Print one JSON object a model: name, kind, hash, styles, defaults; or a kind: name, about, presets.
+        Print one JSON object a model: name, kind, hash, styles, defaults, controls; or a kind: name, about, presets.
     """
     import unfog
     from unfog.modalities import MODALITIES
@@ -31,7 +31,7 @@ def models(*, kinds: Flag = False, json: Flag = False) -> None:
         _kinds(json)
         return
     for folder in sorted(path.parent for path in SHIPPED.glob("*/model.json")):
-        model = unfog.load(folder.name)
+        model, controls = unfog.load(folder.name), _controls(folder.name)
         if json:
             facts = {
                 "name": model.name,
@@ -39,13 +39,22 @@ def models(*, kinds: Flag = False, json: Flag = False) -> None:
                 "hash": model.hash,
                 "styles": model.styles,
                 "defaults": model.defaults,
+                "controls": controls,
             }
             print(json_.dumps(facts))
             continue
         print(f"{model.name} ({model.hash}): {MODALITIES[model.kind.name]}")
         if model.styles:
             print(f"  styles:   {', '.join(model.styles)}")
+        if controls:
+            print(f"  controls: {', '.join(controls)}")
         print(f"  defaults: {', '.join(f'{key} {value}' for key, value in model.defaults.items())}")
+
+
+def _controls(name: str) -> list[str]:
+    """The kinds of hints that a shipped branch of this model follows."""
+    card = SHIPPED / f"{name}-control" / "adapter.json"
+    return list(json_.loads(card.read_bytes())["controls"]) if card.is_file() else []
 
 
 def _kinds(json: bool) -> None:

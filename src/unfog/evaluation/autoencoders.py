@@ -8,7 +8,6 @@ few pictures it is mostly chance, and only the first tells.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,23 +36,15 @@ LEAST = 8  # pictures of a style below which it has no row
 REFERENCE = 4_000  # other real pictures, drawn by a fixed seed where there are more
 
 
-def place_of(name: str) -> Path | None:
-    """The folder of an autoencoder that a name means: itself, or the run that made it; None where it means something else."""
-    for folder in (Path(name), Path(name) / "model"):
-        if (folder / "autoencoder.json").is_file() and not (folder / "model.json").is_file():
-            return folder
-    return None
-
-
 def evaluate_autoencoder(name: str, request: EvaluateRequest) -> tuple[Report, NDArray[np.uint8], NDArray[np.uint8], list[str]]:
     """The report, and some pictures beside what was made of them, with their styles.
 
     Raises: UserError where the folder or the data are not usable, or pictures are too few.
     """
     from unfog import __version__
-    from unfog.modalities.image.latent import read_autoencoder
+    from unfog.modalities.image.latent import autoencoder_folder, read_autoencoder
 
-    start, place = time.perf_counter(), place_of(name)
+    start, place = time.perf_counter(), autoencoder_folder(name)
     assert place is not None
     codec, card = read_autoencoder(place)
     training = card.get("training") or {}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfog.errors import UserError
-from unfog.evaluation.autoencoders import evaluate_autoencoder, place_of
+from unfog.evaluation.autoencoders import evaluate_autoencoder
 from unfog.evaluation.bits import likelihood
 from unfog.evaluation.cache import features_of
 from unfog.evaluation.conditions import concepts_of, conditions
@@ -32,6 +32,7 @@ from unfog.evaluation.statistics import Estimate, differ, difference_interval
 from unfog.modalities import modality
 from unfog.modalities.contract import Modality
 from unfog.modalities.image.codec import RGBACodec
+from unfog.modalities.image.latent import autoencoder_folder
 
 if TYPE_CHECKING:
     from unfog.evaluation.memorisation import Memorisation
@@ -75,7 +76,7 @@ def evaluate(request: EvaluateRequest) -> Evaluation:
     if request.n < LEAST and not request.force:
         raise UserError(few(request.n))
     asked = Asked(request.n, request.seed, request.batch, request.sampler, request.steps, request.scale)
-    coded = [name for name in request.models if place_of(name)]
+    coded = [name for name in request.models if autoencoder_folder(name)]
     if coded and len(coded) < len(request.models):
         raise UserError(f"{coded[0]}: is an autoencoder, which is compared with autoencoders alone; leave the others out")
     kind = modality("image") if coded else _kind(request)

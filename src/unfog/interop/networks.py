@@ -148,7 +148,7 @@ class Remembering:
         self.kept: tuple[Tensor, Tensor, Tensor] | None = None  # replaced whole: two threads never see halves of two texts
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-                 attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
+                 attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:  # fmt: skip
         heads = attn.heads
 
         def split(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unfog.files import sha256, write_atomic, write_folder
-from unfog.modalities.image.latent import CARD, WEIGHTS, LatentCodec, read_autoencoder
+from unfog.modalities.image.latent import CARD, WEIGHTS, LatentCodec, autoencoder_folder, read_autoencoder
 from unfog.training.picture_corpus import PictureCorpus
 
 FOLDER, COPY = "latents", "autoencoder"
@@ -32,9 +32,9 @@ def kept_autoencoder(named: str, out: Path, leads: bool) -> LatentCodec:
     own = out / COPY
     if (own / CARD).is_file():
         return read_autoencoder(own)[0]
-    codec, _ = read_autoencoder(Path(named))
-    if leads:
-        place = next(p for p in (Path(named), Path(named) / "model") if (p / CARD).is_file())
+    codec, _ = read_autoencoder(named)
+    place = autoencoder_folder(named)
+    if leads and place is not None:
 
         def write(temporary: Path) -> None:
             for name in (CARD, WEIGHTS):

@@ -246,7 +246,7 @@ def build_corpus(
     pixels = sum(found.frames[b][0] * found.frames[b][1] for b in bucket[:plain]) if recipe.buckets else None
     if codec is None:
         latent = recipe.autoencoder is not None
-        codec = read_autoencoder(Path(str(recipe.autoencoder)))[0] if latent else RGBACodec.fit(pictures[:plain], pixels)
+        codec = read_autoencoder(str(recipe.autoencoder))[0] if latent else RGBACodec.fit(pictures[:plain], pixels)
     return PictureCorpus(torch.from_numpy(pictures), np.array(labels), texts, plain, list(numbers), list(known), codec, names,
                   frames=found.frames, bucket=np.array(bucket) if recipe.buckets else None,
                   mapped=isinstance(pictures, np.memmap))  # fmt: skip

@@ -108,8 +108,8 @@ class Pictures(BaseModel):
                                          "go to a file in the run's folder; None: a quarter of what is free")  # fmt: skip
     drop_style: float = Field(0.1, ge=0, le=1, description="share of items trained without style alone")
     recolour: float = Field(0.1, ge=0, le=1, description="share of items with a turned hue and a caption that says so")
-    autoencoder: str | None = Field(None, description="an autoencoder's folder, or that of the run that made it: its latents "
-                                    "are learned; None: pixels")  # fmt: skip
+    autoencoder: str | None = Field(None, description="an autoencoder's folder, that of the run that made it, or the name "
+                                    "of a shipped one: its latents are learned; None: pixels")  # fmt: skip
     augment: float = Field(0.0, ge=0, le=1, description="chance of each way of moving a training picture; the network is told, "
                            "so samples are not moved")  # fmt: skip
 

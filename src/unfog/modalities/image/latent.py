@@ -23,6 +23,7 @@ from unfog.modalities.image.codec import premultiply, straight
 from unfog.networks.autoencoder import TILE, Autoencoder, tiled
 
 CARD, WEIGHTS = "autoencoder.json", "autoencoder.safetensors"
+SHIPPED = Path(__file__).parents[2] / "pretrained"
 BATCH = 16  # pictures of 128 px at once, or as many pixels
 FORMAT = 1
 
@@ -106,14 +107,23 @@ def write_autoencoder(folder: Path, network: Autoencoder, card: Mapping[str, Any
     write_weights(folder, WEIGHTS, weights, CARD, {"format": FORMAT, **card})
 
 
-def read_autoencoder(folder: Path) -> tuple[LatentCodec, dict[str, Any]]:
-    """The codec of an autoencoder's folder, or of the run that wrote one, with its weights; and its card.
+def autoencoder_folder(name: str | Path) -> Path | None:
+    """The folder that a name means: itself, of the run that made it, or a shipped one; None where there is none."""
+    for folder in (Path(name), Path(name) / "model", SHIPPED / name):
+        if (folder / CARD).is_file() and not (folder / "model.json").is_file():
+            return folder
+    return None
+
+
+def read_autoencoder(name: str | Path) -> tuple[LatentCodec, dict[str, Any]]:
+    """The codec of an autoencoder (see `autoencoder_folder`), with its weights; and its card.
 
     Raises UserError naming the file that is missing, damaged or too new.
     """
-    place = folder if (folder / CARD).is_file() else folder / "model"
-    if not (place / CARD).is_file():
-        raise UserError(f"{folder}: no {CARD} there; give an autoencoder's folder, or train one (docs/latent.md)")
+    place = autoencoder_folder(name)
+    if place is None:
+        known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD}")))
+        raise UserError(f"{name}: no {CARD} there; give an autoencoder's folder, {known}, or train one (docs/latent.md)")
     try:
         card = json.loads(read_checked(place, CARD))
         if card["format"] != FORMAT:
