@@ -5,9 +5,9 @@
 Data: the drums of the shipped set drums-notes, 218 training clips of 247 (licences: NOTICE), each played up to two
 semitones faster or slower, up to 16 ms late and up to 6 dB softer. A one-dimensional U-Net, 3.8M parameters.
 
-4,000 steps took about an hour and a half of one busy core (0.8 s a step on an idle one). Score (`unfog evaluate RUN -n 128 --seed
-1000`): the judge hears 58 [49, 66] % as asked (real held-out clips 76 %), Fréchet distance on its features 19.3 (7.5); 27 % of the clips
-are nearer to a training clip than 99 % of unseen ones are (3 %).
+4,000 steps took about an hour and a half of one busy core (0.8 s a step on an idle one). Score (`unfog evaluate RUN -n 128
+--seed 1000`): the judge hears 58 [49, 66] % as asked (real held-out clips 76 %), Fréchet distance on its features 19.3 (7.5);
+27 % of the clips are nearer to a training clip than 99 % of unseen ones are (3 %).
 """
 
 RECIPE = {

@@ -3,7 +3,8 @@
     python tools/data/emoji_128.py --cache CACHE --out data/emoji-128.zip
     unfog train recipes/emoji_128.py --out RUN [--minutes M] [--resume]
 
-On several cores one process each, as emoji_64.py says. The latents are those of the shipped emoji-128-autoencoder. The run makes the latents of all pictures once (RUN/latents) and keeps
+On several cores one process each, as emoji_64.py says. The latents are those of the shipped emoji-128-autoencoder.
+The run makes the latents of all pictures once (RUN/latents) and keeps
 its own copy of the autoencoder (RUN/autoencoder), which the model folder carries too.
 
 32x32 latents of 8 channels are unshuffled by 2: the U-Net is emoji-64's, and works on the same 16x16 grid, on 32 numbers a cell

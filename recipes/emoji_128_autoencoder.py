@@ -8,8 +8,9 @@ On two cores, one process each (they average their weights every 32 steps):
     export WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29501 OMP_NUM_THREADS=1
     RANK=1 unfog train recipes/emoji_128_autoencoder.py --out RUN & RANK=0 unfog train recipes/emoji_128_autoencoder.py --out RUN
 
-The shipped one took 3,000 steps (48,000 crops, 0.4 to 1.1 s a step on one busy AVX2 core, ended by --resume --steps 3000): 40.3 dB
-[40.0, 40.6] over the 889 held-out pictures (26.4 before the first step, 37.8 after 1,000), FD-lite0 to them 0.25 of the noise floor.
+The shipped one took 3,000 steps (48,000 crops, 0.4 to 1.1 s a step on one busy AVX2 core, ended by --resume --steps 3000):
+40.3 dB [40.0, 40.6] over the 889 held-out pictures (26.4 before the first step, 37.8 after 1,000), FD-lite0 to them 0.25 of the
+noise floor.
 The learning rate is constant until 70 % of `steps`: a run may be prolonged at any time, or ended by --resume with fewer --steps.
 """
 
