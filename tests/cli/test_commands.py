@@ -67,13 +67,15 @@ def test_python_m_unfog_exit_code_and_single_line():
 
 
 def test_models(unfog_command, model, monkeypatch, tmp_path):
-    for name in ("emoji-64", "text-encoder"):
+    for name in ("emoji-64", "text-encoder", "emoji-64-control"):
         (tmp_path / "shipped" / name).mkdir(parents=True)
     (tmp_path / "shipped" / "emoji-64" / "model.json").write_text("{}")
+    branch = tmp_path / "shipped" / "emoji-64-control" / "adapter.json"
+    branch.write_text(json.dumps({"controls": {"lineart": 1, "palette": 4}}))
     monkeypatch.setattr("unfog.cli.models.SHIPPED", tmp_path / "shipped")
     code, out, _ = unfog_command("models")
     assert code == 0 and out[0] == "emoji-64 (0123abcd): pictures, with transparency"
-    assert "twemoji" in out[1] and "steps 4" in out[2]
+    assert "twemoji" in out[1] and out[2] == "  controls: lineart, palette" and "steps 4" in out[3]
     code, (line,), _ = unfog_command("models", "--json")
     assert json.loads(line) == {
         "name": "emoji-64",
@@ -81,7 +83,10 @@ def test_models(unfog_command, model, monkeypatch, tmp_path):
         "hash": "0123abcd",
         "styles": ["noto", "twemoji", "fluent-3d"],
         "defaults": {"steps": 4, "scale": 2.0, "sampler": "ddim"},
+        "controls": ["lineart", "palette"],
     }
+    branch.unlink()
+    assert json.loads(unfog_command("models", "--json")[1][0])["controls"] == []
 
 
 class Found(BaseModel):

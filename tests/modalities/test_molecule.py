@@ -369,7 +369,7 @@ def test_an_edit_may_grow_on_what_it_keeps(items, space, tmp_path):
     process = Gaussian(schedule_from_config({"name": "cosine"}))
     denoiser = Preconditioned(network(wide), process, "x0", project=MODALITY.project)
 
-    def asked(said, negative):
+    def asked(said, negative, settings):
         cond = wide.ask([p for p, _, _ in said], [s for _, _, s in said])
         return cond, without(cond, wide.ask([None] * len(said), [0] * len(said)))
 
