@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError, shown, unknown
 from unfog.interop.looking import Look, fit
-from unfog.interop.networks import UNet, built, config_of, filled, package
+from unfog.interop.networks import UNet, added, built, config_of, filled, known, package
 from unfog.interop.safe import Folder, Weights
 from unfog.interop.single import held, unet_name
 from unfog.modalities.contract import Cond
@@ -53,16 +53,16 @@ class Branch(nn.Module):
         self.unit = unit
         self.kept: tuple[Tensor, list[Tensor]] | None = None
 
-    def residuals(self, x: Tensor, level: Tensor, text: Tensor, added: Any, hint: Tensor) -> list[Tensor]:
+    def residuals(self, x: Tensor, level: Tensor, text: Tensor, beside: Any, hint: Tensor) -> list[Tensor]:
         """Of a ControlNet: one a skip, and the middle's."""
         x, hint = (v.contiguous(memory_format=torch.channels_last) for v in (x, hint))
-        down, middle = self.network(x, level, text, hint, added_cond_kwargs=added, return_dict=False)
+        down, middle = self.network(x, level, text, hint, added_cond_kwargs=beside, return_dict=False)
         return [*down, middle]
 
     def features(self, hint: Tensor) -> list[Tensor]:
         """Of a T2I-Adapter: one a level; the same picture is looked at once."""
         kept = self.kept
-        if kept is None or kept[0].shape != hint.shape or kept[0].dtype != hint.dtype or not torch.equal(kept[0], hint):
+        if kept is None or known(kept[0], hint) is not kept[0]:
             self.kept = kept = hint, list(self.network(hint))
         return kept[1]
 
@@ -98,12 +98,7 @@ class Guided(nn.Module):
 
     def _added(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the branches add, as the U-Net of diffusers is told it."""
-        text, before = cond["text"], self.text
-        if before is not None and before.shape == text.shape and before.dtype == text.dtype and torch.equal(before, text):
-            text = before
-        else:
-            self.text = text
-        added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if "pooled" in cond else None
+        self.text = text = known(self.text, cond["text"])
         sums: dict[str, list[Tensor]] = {}
         hints = cond["control"].split([branch.channels for branch in self.branches], dim=1)
         for k, (branch, hint) in enumerate(zip(self.branches, hints, strict=True)):
@@ -112,7 +107,7 @@ class Guided(nn.Module):
                 continue
             assert isinstance(branch, Branch)
             hint = hint.to(x.dtype)
-            found = branch.features(hint) if branch.kind == T2I else branch.residuals(x, level, text, added, hint)
+            found = branch.features(hint) if branch.kind == T2I else branch.residuals(x, level, text, added(cond), hint)
             scaled, others = [strength * one for one in found], sums.get(branch.kind)
             sums[branch.kind] = scaled if others is None else [a + b for a, b in zip(others, scaled, strict=True)]
         extra: dict[str, Any] = {}

@@ -166,6 +166,20 @@ class Remembering:
         return attn.to_out[0](y.transpose(1, 2).flatten(2))
 
 
+def known(before: Tensor | None, now: Tensor) -> Tensor:
+    """The tensor that was seen before, where `now` has the same values: what was made of it may be used again.
+
+    Guidance puts its two halves together anew at every step.
+    """
+    same = before is not None and before.shape == now.shape and before.dtype == now.dtype and torch.equal(before, now)
+    return before if same and before is not None else now
+
+
+def added(cond: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """What SDXL's networks are told beside the text, in diffusers' words; None for other networks."""
+    return {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if "pooled" in cond else None
+
+
 def _attend(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
             attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
     """What `attn` has as its processor says; its own forward reads that one's signature at every call."""
@@ -190,15 +204,10 @@ class UNet(nn.Module):
                 module.forward = partial(_attend, module)
 
     def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        text, before = cond["text"], self.text
-        if before is not None and before.shape == text.shape and before.dtype == text.dtype and torch.equal(before, text):
-            text = before  # guidance puts its two halves together anew at every step
-        else:
-            self.text = text
-        added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if "pooled" in cond else None
+        self.text = text = known(self.text, cond["text"])
         x = x.contiguous(memory_format=torch.channels_last)
         extra: Any = cond.get("extra", {})  # what guides.py adds
-        out: Tensor = self.unet(x, level, text, added_cond_kwargs=added, return_dict=False, **extra)[0]
+        out: Tensor = self.unet(x, level, text, added_cond_kwargs=added(cond), return_dict=False, **extra)[0]
         return out.contiguous()
 
 
