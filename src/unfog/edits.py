@@ -10,6 +10,7 @@ from pydantic import Field
 from unfog.errors import UserError
 from unfog.requests import DRAWN_SEEDS, LARGEST_SEED
 from unfog.schema import LONGEST_PROMPT, Name, Real, Request, Whole
+from unfog.wishes import Controls, Styles
 
 USUAL = {"keep": 1.0, "again": 0.6, "original": 0.8}  # strength where none is given: kept parts, all anew, text diffs
 FRAMES = 7
@@ -47,6 +48,10 @@ class EditRequest(Request):
     scale: Real | None = Field(None, ge=0, le=100, description="a number from 0 to 100 (1 = no guidance), or leave it out")
     sampler: Name | None = Field(None, description="a sampler's name, or leave it out for the model's default")
     literal: bool = Field(False, strict=True, description="true to take prompts as plain text, whatever signs they hold")
+    control: Controls = Field(default_factory=list, max_length=16, description="pictures to follow, each KIND=PICTURE[:STRENGTH]")
+    style_image: Styles = Field(default_factory=list, max_length=8, description="pictures of a style, each PICTURE[:WEIGHT]")
+    settings: dict[Name, Name] = Field(default_factory=dict, max_length=20, description="names and values that only this model "
+                                       "knows, but for size, which is the item's")  # fmt: skip
     n: Whole = Field(1, ge=1, le=10_000, description="a whole number from 1 to 10000, how many are made")
     seed: Whole | None = Field(None, ge=0, le=LARGEST_SEED - 10_000, description="a whole number from 0, or leave it out")
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unfog.adapters import changed, read_adapters, recorded, words
+from unfog.adapters import changed, read_adapters, words
 from unfog.diffusion import (
     Gaussian,
     Noise,
@@ -47,7 +47,7 @@ from unfog.precision import fastest
 from unfog.prompts import LANGUAGE, Prompt
 from unfog.requests import GenerateRequest, Progress, Result, check
 from unfog.script import Item, Script, beyond, read
-from unfog.steer import Hints, Timed, hints_of, shipped, steered
+from unfog.steer import Hints, Timed, hints_of, shipped, steered, told_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -349,10 +349,7 @@ class Model:
         total, done = plan.nfe * sum(map(len, batches)), 0
         learned, hints = self.plan_hash(settings["sampler"]), self.hints(request)
         extra: dict[str, Any] = {"plan": learned} if learned else {}
-        asked_for = {"control": bool(request.control), "style": bool(request.style_image)}
-        used = [a for a in self.adapters if asked_for.get(a.card.kind, True)]
-        extra |= {"adapters": recorded(used)} if used else {}
-        extra |= hints.told if hints else {}
+        extra |= told_of(self.adapters, request.control, request.style_image, hints)
         said = {text: read(self.space, text, request.literal) for text in (*request.prompts, request.negative)}
         for indices in batches:
             part = [wanted[index] for index in indices]

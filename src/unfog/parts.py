@@ -70,7 +70,7 @@ class Asking(Protocol):
         ...
 
     def around(self, raw: np.ndarray, kept: np.ndarray | None) -> Cond:
-        """What the network is told of an item to be edited, of which `kept` stays. Raises UserError where it cannot be edited."""
+        """What the network is told of an item to be edited, of which `kept` stays."""
         ...
 
     def hints(self, request: GenerateRequest) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unfog.adapters import Adapter
+from unfog.adapters import Adapter, recorded
 from unfog.errors import UserError, shown, unknown
 from unfog.files import sha256
 from unfog.requests import GenerateRequest
@@ -99,6 +99,14 @@ def controls_of(asked: Sequence[ControlAsked], known: Mapping[str, int], frame: 
     return Hints({"control": torch.cat(parts)[None], "control_strength": strengths[None]}, intervals, {"control": told})
 
 
+def told_of(adapters: Sequence[Any], control: Sequence[ControlAsked], style: Sequence[StyleAsked],
+            hints: Hints | None) -> dict[str, Any]:  # fmt: skip
+    """What a recipe says of the adapters that were used, and of what steered; guides that nothing was asked of are not named."""
+    asked_for = {"control": bool(control), "style": bool(style)}
+    used = [adapter for adapter in adapters if asked_for.get(adapter.card.kind, True)]
+    return {**({"adapters": recorded(used)} if used else {}), **(hints.told if hints else {})}
+
+
 def hash_of(hint: Tensor) -> str:
     """By which a hint is known again: of its values as bytes."""
     return sha256((hint.clamp(0, 1) * 255).round().to(torch.uint8).numpy().tobytes())[:16]
@@ -117,7 +125,8 @@ class Timed:
     def acting(self, t: float) -> np.ndarray:
         """Which kinds act at t, (K,)."""
         done = float((self.times > t).mean())
-        return (self.hints.intervals[:, 0] <= done) & (done < self.hints.intervals[:, 1])
+        first, last = self.hints.intervals.T
+        return (first <= done) & ((done < last) | (last == 1.0))  # 1 is done where a way into noise begins
 
     def __call__(self, x_t: Tensor, t: float | Tensor, cond: Cond | None = None) -> Tensor:
         """x0 (B, *D)."""

@@ -126,3 +126,23 @@ def test_a_picture_of_another_size_is_told_of(picture, tmp_path, capsys):
     out = capsys.readouterr()
     assert "the picture is 170x100, the model works on it at 73x43" in out.err
     assert (pixels(out.out.split()[0])[:, :150] == pixels(large)).all()
+
+
+def test_a_control_on_the_command_line(picture, tmp_path, capsys):
+    words = ["edit", str(picture / "wheel.png"), "a cat", "--mask", str(picture / "mask.png"), "--steps", "1", "--seed", "1"]
+    hint = ["--control", f"silhouette={picture / 'wheel.png'}"]
+    assert main([*words, *hint, "--control-strength", "0.7", "--control-interval", "0,0.8", "--out", str(tmp_path)]) == 0
+    path = capsys.readouterr().out.split()[0]
+    (told,) = read_recipe(path)["control"]
+    assert (told["kind"], told["strength"], told["interval"]) == ("silhouette", 0.7, [0.0, 0.8])
+    assert (pixels(path)[:, :32] == pixels(picture / "wheel.png")[:, :32]).all()
+    for wrong, said in (
+        (["--control-strength", "1"], "--control-strength: says how to follow a picture"),
+        (["--style-weight", "1"], "--style-weight: says how much to follow a picture"),
+        (["--any-base"], "--any-base: says how to use an adapter"),
+        (["--adapter", str(picture)], "no adapter.json there"),
+        ([*hint, "--tile"], "this tile goes"),
+    ):
+        assert main([*words[:3], *wrong, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1

@@ -3,7 +3,7 @@ nothing changes."""
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import unfog
 from unfog.editing import edit
@@ -162,3 +162,71 @@ def test_what_contradicts_is_refused_before_anything_is_made(model, fields, line
 def test_a_tile_needs_the_models_shape(model):
     with pytest.raises(UserError, match="tile: the picture's shape"):
         next(edit(model, wheel(64, 40), EditRequest(item="x.png", tile=True)))
+
+
+def sketch(path):
+    """An ellipse drawn with a pen."""
+    picture = Image.new("L", (128, 128), 255)
+    ImageDraw.Draw(picture).ellipse((30, 10, 98, 118), outline=0, width=4)
+    picture.save(path)
+    return str(path)
+
+
+WAYS = [{}, {"mask": "m.png"}, {"original": "a cat"}, {"variations": 0.5}, {"towards_prompt": "a cat", "frames": 2}]
+
+
+@pytest.mark.parametrize("fields", WAYS, ids=["again", "mask", "original", "variations", "towards"])
+def test_a_control_steers_each_way_and_strength_0_is_nothing(model, tmp_path, monkeypatch, fields):
+    monkeypatch.chdir(tmp_path)
+    raw, free, hint = wheel(), masked("m.png"), sketch("s.png")
+
+    def last(**more):
+        return made(model, raw, prompt="a dog", scale=1, steps=1, **fields, **more)[-1]
+
+    plain, zero, told = last(), last(control=[f"lineart={hint}:0"]), last(control=[f"lineart={hint}:2"])
+    assert (zero.item == plain.item).all() and (told.item != plain.item).any()
+    assert "control" not in plain.recipe and zero.recipe["control"][0]["strength"] == 0
+    (one,) = told.recipe["control"]
+    assert (one["kind"], one["strength"], len(one["hint"])) == ("lineart", 2, 16)
+    assert [a["name"] for a in told.recipe["adapters"]] == ["emoji-64-control"] and "adapters" not in plain.recipe
+    if "mask" in fields:
+        assert (told.item[~free] == raw[~free]).all()
+
+
+def test_without_a_change_a_control_changes_nothing(model, tmp_path):
+    """It is told on the way down, too, at the same levels; only of what is to be new it is told on the way back alone."""
+    raw, hint = wheel(), sketch(tmp_path / "s.png")
+    codec = model.codec.decode(model.codec.encode(raw[None]))[0]
+    asked = {"control": [{"kind": "lineart", "picture": hint, "strength": 2.0, "interval": (0.0, 0.5)}], "steps": 4}
+    assert apart(made(model, raw, variations=0.0, **asked)[0].item, codec).max() <= 3
+    assert apart(made(model, raw, prompt="a cat", original="a cat", **asked)[0].item, codec).max() > 3
+
+
+def test_a_hint_lies_where_the_picture_does(model, tmp_path):
+    """Of a picture of another shape, too: the canvas that holds all of it is one frame then, and a larger one is none."""
+    raw, hint = wheel(32, 64), sketch(tmp_path / "s.png")
+    told, plain = (made(model, raw, prompt="a dog", steps=1, scale=1, canvas="16,0,16,0", **more)[0].item
+                   for more in ({"control": [f"lineart={hint}"]}, {}))  # fmt: skip
+    assert told.shape == (64, 64, 4) and (told != plain).any() and (told[:, 16:48] == raw).all()
+    for fields, word in (({"canvas": "0,0,40,0"}, "this canvas goes"), ({"tile": True}, "this tile goes")):
+        with pytest.raises(UserError, match=word) as caught:
+            next(edit(model, wheel(), EditRequest(item="x.png", control=[f"lineart={hint}"], **fields)))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"control": ["lineart=none.png"]}, "none.png: cannot be read"),
+        ({"control": ["depth=s.png"]}, "control: emoji-64 has not learned depth"),
+        ({"style_image": ["s.png"]}, "style: emoji-64 has no branch for it"),
+        ({"settings": {"guess": "on"}}, "settings: emoji-64 has none of its own; leave out guess"),
+        ({"settings": {"size": "64x64"}}, "settings: the size is the item's own; leave size out"),
+    ],
+)
+def test_hints_that_are_none(model, fields, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sketch("s.png")
+    with pytest.raises(UserError) as caught:
+        next(edit(model, wheel(), EditRequest(item="x.png", **fields)))
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)

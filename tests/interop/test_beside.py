@@ -14,12 +14,10 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
-from test_guides import NEGATIVE, PROMPT, apart, noise, picture, walked
+from guided import LATENTS, NEGATIVE, PROMPT, apart, noise, picture, walked
 
 from unfog.errors import UserError
 from unfog.interop import load, save
-
-LATENTS = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +131,7 @@ def test_a_depth_map_must_be_given(place, tmp_path):
         with pytest.raises(UserError, match=word):
             model.generate(PROMPT, seed=1, steps=2, **fields)
     raw = np.asarray(picture(1).convert("RGBA"))
-    with pytest.raises(UserError, match="reads a depth map, which cannot be given here"):
+    with pytest.raises(UserError, match="reads a depth map; give one with --control depth=map.png"):
         list(edit(model, raw, EditRequest(item="x.png", prompt="a cat", steps=2)))
 
 

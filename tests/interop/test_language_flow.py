@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
 import tiny_flow
-from test_guides import picture
+from guided import picture
 from test_language import states, told
 from test_refiner import refiner
 

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
-from test_guides import PROMPT, apart, noise, picture, theirs, walked
+from guided import PROMPT, apart, noise, picture, theirs, walked
 
 from unfog.errors import UserError
 from unfog.interop import load, save

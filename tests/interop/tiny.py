@@ -116,6 +116,14 @@ def stable_diffusion_xl(folder: Path) -> Path:
     return folder
 
 
+def awake(network):
+    """Its zero layers filled, so that it does something."""
+    for parameter in network.parameters():
+        if not bool(parameter.any()):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network
+
+
 def controlnet(seed: int = 1, text: int = 32, **fields):
     """Made for `unet`, its zero layers filled so that it does something."""
     from diffusers import ControlNetModel
@@ -127,10 +135,24 @@ def controlnet(seed: int = 1, text: int = 32, **fields):
         "conditioning_embedding_out_channels": (8, 16), **fields,
     }  # fmt: skip
     network = ControlNetModel(**settings).eval()
-    for parameter in network.parameters():
-        if not bool(parameter.any()):
-            torch.nn.init.normal_(parameter, std=0.2)
-    return network
+    return awake(network)
+
+
+def controlnet_union(seed: int = 1, **fields):
+    """Of eight kinds, for `stable_diffusion_xl`."""
+    from diffusers import ControlNetUnionModel
+
+    torch.manual_seed(seed)
+    settings = {
+        "block_out_channels": (32, 64), "layers_per_block": 2, "in_channels": 4, "norm_num_groups": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 64,
+        "conditioning_embedding_out_channels": (8, 16), "use_linear_projection": True, "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": (1, 2), "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 32 + 6 * 8, "num_control_type": 8, "num_trans_channel": 32,
+        "num_trans_head": 4, "num_proj_channel": 32, **fields,
+    }  # fmt: skip
+    network = ControlNetUnionModel(**settings).eval()
+    return awake(network)
 
 
 def clip_vision(seed: int = 3, **fields):

@@ -375,7 +375,8 @@ def test_an_edit_may_grow_on_what_it_keeps(items, space, tmp_path):
 
     plan = make_plan("ddim", process.schedule, make_grid("logsnr", process.schedule, 4))
     model = SimpleNamespace(kind=MODALITY, space=wide, denoiser=denoiser, device="cpu", name="none", hash="", asked=asked,
-                            defaults={"scale": 1.0, "sampler": "ddim"}, plan=lambda *_: plan)  # fmt: skip
+                            defaults={"scale": 1.0, "sampler": "ddim"}, plan=lambda *_: plan, adapters=[],
+                            hints=lambda _: None)  # fmt: skip
     toluene = items.raw[1]
     request = EditRequest(item=tmp_path / "x", prompt="9 atoms", keep="c1ccccc1", seed=1, n=2)
     first, second = (event.item for event in edit(model, toluene, request) if hasattr(event, "item"))

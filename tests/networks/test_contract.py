@@ -13,12 +13,15 @@ TINY = {
     "unet": {"unshuffle": 2, "widths": [16, 24], "blocks": [1, 1], "attention": [False, True], "embedding": 32},
     "dit": {"size": 16, "patch": 4, "width": 32, "depth": 5, "heads": 2, "registers": 2, "bottleneck": 12},
 }
+VARIANTS = {"unet, gated": ("unet", {"gated": True})}
+NAMES = sorted([*NETWORKS, *VARIANTS])
 
 
 def build(name, awake=True):
     """A tiny network; `awake` moves it off its start, where the last layer is zero and nothing counts."""
     torch.manual_seed(0)
-    network = NETWORKS[name](channels=4, text_dim=TEXT, classes=CLASSES, **TINY[name])
+    name, more = VARIANTS.get(name, (name, {}))
+    network = NETWORKS[name](channels=4, text_dim=TEXT, classes=CLASSES, **TINY[name], **more)
     if awake:
         with torch.no_grad():
             for parameter in network.parameters():
@@ -37,7 +40,7 @@ def inputs(batch=3, size=16):
     return torch.randn(batch, 4, size, size, generator=generator), torch.linspace(-8, 8, batch), cond
 
 
-@pytest.fixture(scope="module", params=sorted(NETWORKS))
+@pytest.fixture(scope="module", params=NAMES)
 def name(request):
     return request.param
 
@@ -60,9 +63,10 @@ def test_shape_and_zero_at_start(name):
 
 def test_laying_out_without_values_is_quick(name):
     """Loading a model builds its network on the meta device; torch's compiler (seconds) must not be loaded for that."""
+    name, more = VARIANTS.get(name, (name, {}))
     program = (
         "import sys, torch; from unfog.networks import NETWORKS\n"
-        f"with torch.device('meta'): NETWORKS[{name!r}](classes=3, **{TINY[name]!r})\n"
+        f"with torch.device('meta'): NETWORKS[{name!r}](classes=3, **{ ({**TINY[name], **more})!r})\n"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

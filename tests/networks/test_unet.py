@@ -56,3 +56,16 @@ def test_gradients_of_a_wide_convolution_are_the_librarys(chunk, monkeypatch):
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     assert ours[1].stride() == theirs[1].stride() == conv.conv.weight.stride()
+
+
+def test_a_gate_hands_the_input_through_where_it_is_open():
+    torch.manual_seed(0)
+    plain = UNet(channels=4, unshuffle=2, widths=[16], blocks=[1], attention=[False], embedding=16, text_dim=0).eval()
+    gated = UNet(channels=4, unshuffle=2, widths=[16], blocks=[1], attention=[False], embedding=16, text_dim=0, gated=True).eval()
+    x, logsnr = torch.randn(2, 4, 8, 8), torch.zeros(2)
+    with torch.no_grad():
+        plain.head.conv.weight.normal_()
+        gated.load_state_dict(plain.state_dict(), strict=False)
+        assert torch.equal(gated(x, logsnr), plain(x, logsnr))  # closed at first
+        gated.gate.conv.bias.fill_(1.0)
+        assert torch.allclose(gated(x, logsnr), plain(x, logsnr) + x, atol=1e-5)

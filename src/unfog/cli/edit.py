@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from unfog.cli.options import Count, Flag, Real, Whole
+from unfog.cli.options import Count, Flag, Real, Repeated, Whole, named_values
+from unfog.errors import UserError
 
 
 def edit(
@@ -31,6 +32,14 @@ def edit(
     towards_seed: Whole | None = None,
     frames: Whole | None = None,
     model: str = "emoji-64",
+    adapter: Repeated = None,
+    any_base: Flag = False,
+    control: Repeated = None,
+    control_strength: Real | None = None,
+    control_interval: str | None = None,
+    style_image: Repeated = None,
+    style_weight: Real | None = None,
+    set: Repeated = None,
     style: str | None = None,
     negative: str | None = None,
     n: Count = 1,
@@ -52,6 +61,7 @@ def edit(
       unfog edit apple.png "a green apple" --from "a red apple"
       unfog edit cat.png --variations 0.3 -n 4
       unfog edit cat.png "a cat" --towards dog.png --towards-prompt "a dog" --frames 7
+      unfog edit cat.png "a dog" --strength 0.9 --control lineart=sketch.png
       unfog edit point.csv ring --model my-points --keep x
 
     Parameters
@@ -86,6 +96,23 @@ def edit(
         How many, both ends included; without it, 7.
     model
         The name of a shipped model or a model folder.
+    adapter
+        What is added to the model, as PATH or PATH:STRENGTH, as with `unfog generate`. Repeatable.
+    any_base
+        Use adapters on another model than the one they were trained on, where the shapes fit.
+    control
+        A picture to follow, as KIND=PICTURE or KIND=PICTURE:STRENGTH (see `unfog generate`), fitted into the frame as the item
+        is; not with --tile or a --canvas beyond the model's frame. Repeatable, each kind once.
+    control_strength
+        The strength of all --control that name none.
+    control_interval
+        The shares of the way to the result, as 0,0.8, in which --control acts; without it, all of it.
+    style_image
+        A picture whose style to follow, not what it shows, as PICTURE or PICTURE:WEIGHT. Repeatable; in place of --style.
+    style_weight
+        How much, 0 to 2, for all --style-image that say none; 1 without.
+    set
+        NAME=VALUE, a setting that only this model knows, but for size, which is the item's (see `unfog generate`). Repeatable.
     style
         One of the model's styles; without it, any.
     negative
@@ -109,6 +136,8 @@ def edit(
     """
     import unfog
     from unfog.cli import output
+    from unfog.cli.control import asked as controls_asked
+    from unfog.cli.control import styles_asked
     from unfog.cli.progress import watch
     from unfog.editing import edit as edited
     from unfog.editing import open_item
@@ -119,10 +148,13 @@ def edit(
                               "tile": tile, "original": original, "variations": variations, "towards": towards,
                               "towards_prompt": towards_prompt, "towards_seed": towards_seed, "frames": frames, "style": style,
                               "n": n, "negative": negative, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler,
-                              "literal": literal}  # fmt: skip
+                              "literal": literal, "control": controls_asked(control, control_strength, control_interval),
+                              "style_image": styles_asked(style_image, style_weight), "settings": named_values(set)}  # fmt: skip
+    if any_base and not adapter:
+        raise UserError("--any-base: says how to use an adapter; give one with --adapter")
     request = check(EditRequest, fields).settled()
     output.check_folder(out)
-    loaded = unfog.load(model)
+    loaded = unfog.load(model, adapters=adapter or (), any_base=any_base)
     raw = open_item(loaded, item)
     with closing(edited(loaded, raw, request)) as events:
         for result in watch(events, f"{request.frames or n} of {item.name}"):

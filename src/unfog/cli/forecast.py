@@ -6,14 +6,9 @@ import json as json_
 import sys
 import time as clock
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from unfog.cli.options import Flag, Whole
+from unfog.cli.options import Flag, Repeated, Whole
 from unfog.errors import UserError
-
-Names = Annotated[list[str] | None, Parameter(negative="")]
 
 
 def forecast(
@@ -24,8 +19,8 @@ def forecast(
     samples: Whole = 200,
     quantiles: str = "0.025,0.1,0.5,0.9,0.975",
     time: str | None = None,
-    target: Names = None,
-    covariates: Names = None,
+    target: Repeated = None,
+    covariates: Repeated = None,
     seasons: str | None = None,
     fill: Flag = False,
     score: Flag = False,

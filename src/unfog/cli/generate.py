@@ -8,13 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from unfog.cli import complain
-from unfog.cli.options import Count, Flag, Real, Whole
-from unfog.errors import UserError, shown, unknown
+from unfog.cli.options import Count, Flag, Real, Repeated, Whole, named_values
+from unfog.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from unfog.modalities.contract import Modality
@@ -41,15 +39,15 @@ def generate(
     shard: str | None = None,
     literal: Flag = False,
     model: str | None = None,
-    adapter: Annotated[list[str] | None, Parameter(negative="")] = None,
+    adapter: Repeated = None,
     any_base: Flag = False,
-    control: Annotated[list[str] | None, Parameter(negative="")] = None,
+    control: Repeated = None,
     control_strength: Real | None = None,
     control_interval: str | None = None,
-    style_image: Annotated[list[str] | None, Parameter(negative="")] = None,
+    style_image: Repeated = None,
     style_weight: Real | None = None,
     prediction: str | None = None,
-    set: Annotated[list[str] | None, Parameter(negative="")] = None,
+    set: Repeated = None,
     like: Path | None = None,
     out: Path = Path("out"),
     grid: Path | None = None,
@@ -133,7 +131,8 @@ def generate(
         eps or v: what the network of a folder of Stable Diffusion's predicts, where the folder does not say.
     set
         NAME=VALUE, a setting that only this model knows; of Stable Diffusion's size=768x512, of XL also original, target
-        (WIDTHxHEIGHT) and crop (LEFT,TOP), of 3 and Flux tokens=256 (of T5), of Flux guidance=3.5. Repeatable.
+        (WIDTHxHEIGHT) and crop (LEFT,TOP), of 3 and Flux tokens=256 (of T5), of Flux guidance=3.5, with a ControlNet guess=on.
+        Repeatable.
     like
         Remake this picture byte for byte from the recipe inside it; refused where the model is another one.
     out
@@ -157,7 +156,8 @@ def generate(
 
     settings: dict[str, Any] = {"style": style, "n": n, "seed": seed, "steps": steps, "scale": scale, "sampler": sampler}
     settings |= {"aspect": aspect, "negative": negative, "batch": batch, "strict": strict or None, "shard": shard}
-    settings |= {"literal": literal or None, "novel": novel, "against": against, "tries": tries, "settings": _set(set) or None}
+    settings |= {"literal": literal or None, "novel": novel, "against": against, "tries": tries}
+    settings |= {"settings": named_values(set) or None}
     from unfog.cli.control import asked as controls_asked
     from unfog.cli.control import styles_asked
 
@@ -215,19 +215,6 @@ def generate(
         _sheet(request, made, grid, loaded.kind)
     _report(pictures, request.seed, time.monotonic() - start)
     return _compare(like, original, path) if like is not None and original is not None else 0
-
-
-def _set(wishes: Sequence[str] | None) -> dict[str, str]:
-    """NAME=VALUE pairs, each name once."""
-    found: dict[str, str] = {}
-    for wish in wishes or ():
-        name, mark, value = wish.partition("=")
-        if not (mark and name and value) or name in found:
-            raise UserError(
-                f"--set: {shown(wish)} is no NAME=VALUE, or its name came before; give each name once, as size=768x512"
-            )
-        found[name] = value
-    return found
 
 
 def _report(pictures: int, seed: int | None, seconds: float) -> None:

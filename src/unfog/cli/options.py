@@ -1,4 +1,4 @@
-"""Types of the command line's options: numbers, read strictly."""
+"""Types of the command line's options: numbers, read strictly; and names with values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
+
+from unfog.errors import UserError, shown
 
 
 def _whole(_: Any, tokens: Sequence[Token]) -> int:
@@ -28,6 +30,20 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 Real = Annotated[float, Parameter(converter=_real)]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 # The one option with a short name only, as everybody writes it: -n 4.
+Repeated = Annotated[list[str] | None, Parameter(negative="")]
 Count = Annotated[Whole, Parameter(name="-n")]
 # Numbers parted by commas, of which the first may be below 0.
 Listed = Annotated[str, Parameter(allow_leading_hyphen=True)]
+
+
+def named_values(wishes: Sequence[str] | None) -> dict[str, str]:
+    """NAME=VALUE pairs of --set, each name once. Raises UserError for anything else."""
+    found: dict[str, str] = {}
+    for wish in wishes or ():
+        name, mark, value = wish.partition("=")
+        if not (mark and name and value) or name in found:
+            raise UserError(
+                f"--set: {shown(wish)} is no NAME=VALUE, or its name came before; give each name once, as size=768x512"
+            )
+        found[name] = value
+    return found

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from unfog.cli.options import Flag, Real, Whole
+from unfog.cli.options import Flag, Real, Repeated, Whole
 
 
 def train(
@@ -26,7 +23,7 @@ def train(
     ray: Whole | None = None,
     lora: Whole | None = None,
     lora_alpha: Real | None = None,
-    lora_targets: Annotated[list[str] | None, Parameter(negative="")] = None,
+    lora_targets: Repeated = None,
     subject: str | None = None,
     class_prompt: str | None = None,
     prior_weight: Real | None = None,

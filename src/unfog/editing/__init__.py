@@ -25,6 +25,7 @@ from unfog.editing.work import Way, Work, open_item
 from unfog.edits import EditRequest
 from unfog.model import Model
 from unfog.requests import Progress, Result
+from unfog.steer import told_of
 
 WAYS: dict[str, Callable[[Work], Way]] = {"again": Again, "original": Reworded, "variations": Varied, "towards": Led}
 TOLD = ("mask", "canvas", "tile", "original", "variations", "towards", "towards_prompt", "towards_seed", "frames", "literal")
@@ -60,6 +61,8 @@ def edit(model: Model, raw: Any, request: EditRequest) -> Generator[Progress | R
                   "keep": request.keep, "strength": request.strength, "scale": way.scale, "steps": way.each,
                   "sampler": way.sampler, **{key: str(v) if key == "towards" else v for key, v in asked.items()},
                   **({"frame": k} if request.leads else {}), **({"resized": work.note} if work.note else {}),
+                  **({"settings": request.settings} if request.settings else {}),
+                  **told_of(model.adapters, request.control, request.style_image, work.hints),
                   "model": model.name, "model_hash": model.hash, "version": __version__}  # fmt: skip
         yield Result(made, request.prompt, seed, k, (time.perf_counter() - began) * 1000, recipe)
 

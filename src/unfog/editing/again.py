@@ -36,7 +36,7 @@ class Again:
             x = noised(process, work.x0, noise, self.plan.start)
         else:
             x = process.prior(noise.normal(work.shape, 0), self.plan.start).to(work.x0.device)
-        script = work.script(self.prompt, self.negative, seed, self.each, work.request.steps or self.each, self.scale)
+        script = work.script(self.prompt, self.negative, seed, self.plan, work.request.steps or self.each, self.scale)
         return followed(run(self.plan, work.around(script), begin(self.plan, x), noise), script)
 
     def last(self, state: State) -> Tensor:

@@ -80,10 +80,10 @@ class _Through:
         self.each, self.count = self.plan.nfe, request.n
         self.before = self.down.nfe + 1
 
-    def _down(self, work: Work, prompt: Prompt) -> Iterator[tuple[int, Noisy | None]]:
+    def _down(self, work: Work, prompt: Prompt, steered: bool = True) -> Iterator[tuple[int, Noisy | None]]:
         """Evaluations done, and at last where it ends."""
         rows = self.each
-        script = work.script(prompt, None, work.request.seed or 0, rows, rows, 1.0)
+        script = work.script(prompt, None, work.request.seed or 0, self.plan, rows, 1.0, steered)
         script.row, found, path = rows - 1, [], []
         for state in run(self.down, script, begin(self.down, self.alpha * work.x0)):
             script.row = min(rows - state.nfe, rows - 1)  # the row of the way back that is at this level
@@ -96,7 +96,7 @@ class _Through:
         yield rows + 1, Noisy(state.x, rest, tuple(path[::-1]), tuple(found[-2::-1]))
 
     def _back(self, noisy: Noisy, prompt: Prompt, negative: Prompt | None, seed: int) -> Iterator[State]:
-        script = self.work.script(prompt, negative, seed, self.each, self.each, self.scale)
+        script = self.work.script(prompt, negative, seed, self.plan, self.each, self.scale)
         denoiser = self.work.around(Mended(script, noisy.rest))
         return followed(run(self.plan, denoiser, begin(self.plan, noisy.x), Noise([seed])), script)
 
@@ -105,7 +105,7 @@ class _Through:
 
 
 class Reworded(_Through):
-    """From what the item is (`original`) to the prompt."""
+    """From what the item is (`original`) to the prompt, and to what steers: on the way down nothing does."""
 
     def __init__(self, work: Work) -> None:
         request = work.request
@@ -116,7 +116,7 @@ class Reworded(_Through):
         self.before += self.each if self.scale != 1.0 else 0
 
     def begin(self) -> Iterator[int]:
-        for nfe, noisy in self._down(self.work, self.original):
+        for nfe, noisy in self._down(self.work, self.original, steered=False):
             self.noisy = noisy
             yield nfe
         assert self.noisy is not None
@@ -124,7 +124,7 @@ class Reworded(_Through):
             return
         # what the guided estimate lacks, where the item is, instead of what the unguided one does
         seed, rest = self.work.request.seed or 0, []
-        guided = self.work.script(self.original, self.negative, seed, self.each, self.each, self.scale)
+        guided = self.work.script(self.original, self.negative, seed, self.plan, self.each, self.scale, steered=False)
         for row, x in enumerate(self.noisy.path):
             guided.row = row
             rest.append(self.noisy.exact[row] - guided(x, float(self.plan.t[row])))

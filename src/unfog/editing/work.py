@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from unfog.diffusion import State
+from unfog.diffusion import Plan, State
 from unfog.diffusion.denoisers import Denoiser
 from unfog.diffusion.guidance.infill import Infill
 from unfog.diffusion.views import Windows
@@ -19,7 +20,9 @@ from unfog.modalities.contract import Cond, Placed, without
 from unfog.model import Model
 from unfog.parts import Asking
 from unfog.prompts import Prompt, plain
+from unfog.requests import GenerateRequest
 from unfog.script import Item, Script, read
+from unfog.steer import Hints, Timed
 
 
 class Way(Protocol):
@@ -87,6 +90,7 @@ class Work:
         self.settings: dict[str, Any] = {}
         if isinstance(space, Asking):
             self._tell(space, raw if self.placed is None else self.placed.raw)
+        self.hints = self._hints()
 
     def _tell(self, space: Asking, raw: Any) -> None:
         """Sizes, and what a network for inpainting reads beside the noisy item: what stays of it, and where."""
@@ -96,7 +100,33 @@ class Work:
         self.own |= {key: value.to(self.model.device) for key, value in told.items()}
         self.whole = bool(told)
         high, wide = raw.shape[:2] if self.whole or self.placed is None else self.placed.frame
-        self.settings = {"settings": {"size": f"{wide}x{high}"}}
+        self.settings = {"settings": {**self.request.settings, "size": f"{wide}x{high}"}}
+
+    def _hints(self) -> Hints | None:
+        """What steers, fitted into what the model makes at once. Raises UserError where it makes the item in windows."""
+        request, more, space = self.request, dict(self.settings), self.model.space
+        if "size" in request.settings:
+            raise UserError("settings: the size is the item's own; leave size out")
+        if request.settings and not more:
+            raise UserError(f"settings: {self.model.name} has none of its own; leave out {', '.join(request.settings)}")
+        if self.placed is not None and not more:
+            more["aspect"] = f"{self.placed.frame[1]}:{self.placed.frame[0]}"
+        asked = GenerateRequest(prompts=["any"], style=request.style, control=request.control, style_image=request.style_image,
+                                **more)  # fmt: skip
+        if isinstance(space, Asking):
+            space.settled(asked)  # refuses settings that it does not know
+        hints: Hints | None = self.model.hints(asked)
+        if self.windowed and hints is not None and not hints.cond.keys().isdisjoint(("control", "beside")):
+            larger = "tile" if request.tile else "canvas"
+            raise UserError(f"control: is of one frame of {self.model.name}, beyond which this {larger} goes; leave one out")
+        if hints is not None and "beside" in hints.cond:  # what the network reads, whatever it follows
+            self.own["beside"] = hints.cond["beside"].to(self.model.device)
+        return hints
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the network is asked for windows of the item instead of all of it."""
+        return self.request.tile or (self.placed is not None and self.shape[1:] != self.frame and not self.whole)
 
     @staticmethod
     def _frame(x0: Tensor, placed: Placed) -> tuple[int, ...]:
@@ -124,16 +154,20 @@ class Work:
 
     def around(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser over all of x0, with what is kept in place."""
-        large = self.placed is not None and self.shape[1:] != self.frame and not self.whole
-        if self.request.tile or large:
+        if self.windowed:
             denoiser = Windows(denoiser, self.frame, wrap=self.request.tile)
         return denoiser if self.mask is None else Infill(denoiser, self.x0, self.mask, self.model.kind.align)
 
-    def script(self, prompt: Prompt, negative: str | Prompt | None, seed: int, rows: int, steps: int, scale: float) -> Script:
-        """What is said while the item is changed."""
+    def script(self, prompt: Prompt, negative: str | Prompt | None, seed: int, plan: Plan, steps: int, scale: float,
+               steered: bool = True) -> Script:  # fmt: skip
+        """What is said while the item is changed. plan: of the way to the result, by which rows and shares of it are meant, also
+        on a way into noise. steered: whether what steers is told."""
         items = [(prompt, self.request.style, seed)]
-        interval = self.model.defaults.get("interval")
-        return Script(self.model.denoiser, self._asked, items, negative, rows, steps, scale, interval)
+        denoiser: Denoiser = self.model.denoiser
+        asked: Any = self._asked
+        if steered and self.hints is not None:
+            denoiser, asked = Timed(denoiser, self.hints, plan.t), partial(self.hints.beside, asked, self.model._told)
+        return Script(denoiser, asked, items, negative, plan.nfe, steps, scale, self.model.defaults.get("interval"))
 
     def _asked(self, items: Sequence[Item], negative: Any) -> tuple[Cond, Cond]:
         reads = getattr(self.model.space, "reads", False)

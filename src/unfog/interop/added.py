@@ -6,7 +6,8 @@
     network   a file with the transformer of Stable Diffusion 3 or Flux (`original.py`), in place of the folder's own
     refiner   a folder of Stable Diffusion XL's (`refiner.py`); its number is the base's share of the way
     tokens    a folder of vocab.json and merges.txt, for a single file, which has none
-    guides    a ControlNet's folder or file, a T2I-Adapter's folder, an IP-Adapter's file and its image encoder's folder
+    guides    a ControlNet's folder (of several kinds, too) or file, a T2I-Adapter's folder, an IP-Adapter's file and its image
+              encoder's folder
 
 Each is told from what it holds, given as PATH or PATH:STRENGTH, and read as safely as the folder itself.
 """
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 
 DOWN = (".lora_A.weight", ".lora_down.weight", "_lora.down.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
 HINTS = ("input_hint_block.", "controlnet_cond_embedding.")  # what only a ControlNet has
-FOLDERS = {"AutoencoderKL": "vae", "ControlNetModel": guides.CONTROLNET, "T2IAdapter": guides.T2I,
-           "CLIPVisionModelWithProjection": "eye"}  # fmt: skip
-TOLD = {guides.CONTROLNET: "control", guides.T2I: "control", "look": "style", "eye": "style"}  # as our own of the same use
+FOLDERS = {"AutoencoderKL": "vae", "ControlNetModel": guides.CONTROLNET, "ControlNetUnionModel": guides.UNION,
+           "T2IAdapter": guides.T2I, "CLIPVisionModelWithProjection": "eye"}  # fmt: skip
+TOLD = dict.fromkeys(guides.MADE_BY, "control") | {"look": "style", "eye": "style"}  # as our own of the same use
 UP = (".lora_B.weight", ".lora_up.weight", "_lora.up.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
 
 
@@ -147,7 +148,7 @@ def guided(added: Sequence[Added], where: str, network: UNet, codec: Autoencoder
         if one.kind == guides.CONTROLNET and one.weights is not None:
             branches.append(guides.branch_of_file(one.path, one.weights, one.strength, network, count, codec.factor, device,
                                                   dtype))  # fmt: skip
-        elif one.kind in (guides.CONTROLNET, guides.T2I):
+        elif one.kind in guides.MADE_BY:
             place = one.path.resolve()
             found = guides.branch(Folder(place.parent), place.name, one.kind, one.strength, network, count, codec.factor, device,
                                   dtype)  # fmt: skip

@@ -68,10 +68,9 @@ def load(path: Path, device: str | None, adapters: Sequence[str | Path], predict
     _check(path, read.network, space)
     network, space.guides = added.guided(extra, path.name, read.network, read.codec, read.eye, device, dtype)
     added.apply(extra, read.network.unet, space)
-    schedule = read.steps.schedule()
     if any(one.kind == "network" for one in extra):
         raise UserError(f"adapter: a network of Stable Diffusion 3 or Flux is given, which {path.name} is not; leave it out")
-    denoiser = _denoiser(path.name, network, schedule, space, read.steps.prediction(), prediction)
+    denoiser = _denoiser(path.name, network, read.steps, space, prediction)
     guides.trial(denoiser, space.guides, _nothing(space, 1))
     for one in extra:
         if one.kind == "refiner":
@@ -131,7 +130,7 @@ def _refined(one: added.Added, space: LatentSpace, denoiser: Preconditioned, dev
     late = _folder(found, (), [], device, dtype, space.codec)
     after = LatentSpace(late.codec, late.encoders, late.size, **late.settings)
     _check(one.path, late.network, after)
-    told = _denoiser(one.path.name, late.network, late.steps.schedule(), after, late.steps.prediction(), None)
+    told = _denoiser(one.path.name, late.network, late.steps, after, None)
     return handed(one.path, one.strength, space, denoiser, after, told)
 
 
@@ -174,23 +173,28 @@ def _file(path: Path, extra: Sequence[added.Added], device: str, dtype: torch.dt
     return Read(Steps(path, settings), encoders, codec, network, _size(network, codec), told, layouts.identity([path]))
 
 
-def _denoiser(name: str, network: torch.nn.Module, schedule: Any, space: LatentSpace, stated: str | None,
+def _denoiser(name: str, network: torch.nn.Module, steps: Steps, space: LatentSpace,
               prediction: str | None) -> Preconditioned:  # fmt: skip
     """The network as what it predicts, on the schedule that it was trained on.
 
-    The folder's word stands unless the network itself contradicts it. Zero terminal SNR, which few folders state, is added where
-    the network shows it. Raises UserError where two of folder, network and `prediction` contradict each other.
+    The folder's word stands unless the network itself contradicts it. Of a v network zero terminal SNR is added or, unless
+    `prediction` is given, taken away where the network shows that clearly. Raises UserError where two of folder, network and
+    `prediction` contradict each other.
     """
+    schedule, stated = steps.schedule(), steps.prediction()
 
     def made(reading: str, schedule: Any) -> Preconditioned:
         return Preconditioned(network, Gaussian(schedule), reading, "place", sigma_min=_lowest(schedule))
 
+    shape = (space.codec.channels, 16, 16)
     try:
-        found = probe(made("eps", schedule), (space.codec.channels, 16, 16), lambda n: _nothing(space, n), space.codec.device)
+        found = probe(made("eps", schedule), shape, lambda n: _nothing(space, n), space.codec.device, steps.plain())
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{name}: its parts do not work together ({reason}); get the folder again") from None
     seen = found.prediction
+    if seen == "flow":
+        raise UserError(f"{name}: its network predicts flow, which is read of Stable Diffusion 3 and Flux only; give another")
     if prediction is not None and stated not in (None, prediction) and seen != prediction:
         raise UserError(f"prediction: {name} states {stated}, not {prediction}; leave it out")
     if prediction is not None and seen not in (None, prediction):
@@ -198,12 +202,13 @@ def _denoiser(name: str, network: torch.nn.Module, schedule: Any, space: LatentS
     if prediction is None and stated is not None and seen not in (None, stated):
         raise UserError(f"prediction: {name} states {stated}, but its network predicts {seen}; give --prediction {seen}")
     reading = prediction or stated or seen or "eps"
-    zero = found.zero and reading == "v" and math.isfinite(float(schedule.logsnr(1.0)))
-    schedule = schedule.zero_terminal_snr() if zero else schedule
+    if reading == "v" and found.zero:
+        schedule = steps.plain().zero_terminal_snr()
+    elif reading == "v" and found.zero is False and prediction is None:
+        schedule = steps.plain()
     if reading == "eps" and not math.isfinite(float(schedule.logsnr(1.0))):
-        raise UserError(
-            f"prediction: {name} states noise up to zero SNR, where eps says nothing; give --prediction v, if it is v"
-        )
+        mend = "leave rescale_betas_zero_snr out" if seen == "eps" else "give --prediction v, if it is v"
+        raise UserError(f"prediction: {name} states noise up to zero SNR, where eps says nothing; {mend}")
     return made(reading, schedule)
 
 

@@ -1,6 +1,7 @@
 """Pictures that steer a network of Stable Diffusion: ControlNets, T2I-Adapters, an IP-Adapter, and channels beside the latents.
 
     ControlNet     residuals of a copy of the encoder, at every step        skips and middle += strength · residual
+    guess          the prompt's branch of guidance alone heeds it           residual i of n  *= 10^(i/n − 1), i = 0 … n
     T2I-Adapter    features of the picture alone, once                      encoder levels   += strength · feature
     IP-Adapter     tokens of a reference through keys and values of its own (`looking.py`)
     beside         x ← [x, mask, latents of the masked picture] (9 channels), or [x, depth] (5 channels)
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError, shown, unknown
+from unfog.interop import union
 from unfog.interop.looking import Look, fit
 from unfog.interop.networks import UNet, added, built, config_of, filled, known, package
 from unfog.interop.safe import Folder, Weights
@@ -34,7 +36,9 @@ from unfog.requests import GenerateRequest
 from unfog.steer import Hints, hash_of, reference_of
 from unfog.wishes import ControlAsked
 
-CONTROLNET, T2I = "controlnet", "t2i"
+CONTROLNET, T2I, UNION = "controlnet", "t2i", "union"
+MADE_BY = {CONTROLNET: ("controlnets.controlnet", "ControlNetModel"), T2I: ("adapter", "T2IAdapter"),
+           UNION: ("controlnets.controlnet_union", "ControlNetUnionModel")}  # fmt: skip
 INPAINT, DEPTH = "inpaint", "depth"
 # What of its config a ControlNet must share with the U-Net whose copy it is.
 SHARED = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type", "class_embed_type",
@@ -42,22 +46,34 @@ SHARED = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addi
 
 
 class Branch(nn.Module):
-    """One that follows a picture. kind: CONTROLNET or T2I. channels: of the picture, whose sides are multiples of `unit`.
-    alone: heeded by the prompt's branch of guidance only, as it says nothing of places."""
+    """One that follows a picture. kind: CONTROLNET, UNION or T2I. channels: of the picture, whose sides are multiples of `unit`.
+    alone: heeded by the prompt's branch of guidance only, as it says nothing of places. kinds: the names of each kind of picture
+    that a UNION follows."""
 
     def __init__(self, name: str, kind: str, strength: float, network: nn.Module, channels: int, alone: bool = False,
-                 unit: int = 1) -> None:  # fmt: skip
+                 unit: int = 1, kinds: Sequence[Sequence[str]] = ((),)) -> None:  # fmt: skip
         super().__init__()
-        self.network = UNet(network).unet if kind == CONTROLNET else network  # so its attention, too, remembers its text
+        self.network = network if kind == T2I else UNet(network).unet  # so its attention, too, remembers its text
         self.name, self.kind, self.strength, self.channels, self.alone = name, kind, strength, channels, alone
-        self.unit = unit
+        self.unit, self.kinds = unit, kinds
         self.kept: tuple[Tensor, list[Tensor]] | None = None
 
-    def residuals(self, x: Tensor, level: Tensor, text: Tensor, beside: Any, hint: Tensor) -> list[Tensor]:
-        """Of a ControlNet: one a skip, and the middle's."""
-        x, hint = (v.contiguous(memory_format=torch.channels_last) for v in (x, hint))
-        down, middle = self.network(x, level, text, hint, added_cond_kwargs=beside, return_dict=False)
-        return [*down, middle]
+    def added(self, x: Tensor, level: Tensor, text: Tensor, beside: Any, hint: Tensor, strength: Tensor,
+              guess: bool) -> list[Tensor]:  # fmt: skip
+        """What is added, one a level or one a skip and the middle's. hint (B, kinds·c, H, W), strength (B, kinds)."""
+        amount = strength[:, :1, None, None]
+        if self.kind == T2I:
+            return [amount * one for one in self.features(hint)]
+        x = x.contiguous(memory_format=torch.channels_last)
+        if self.kind == UNION:
+            found = union.residuals(self.network, x, level, text, beside, hint.split(self.channels, dim=1), strength)
+        else:
+            hint = hint.contiguous(memory_format=torch.channels_last)
+            down, middle = self.network(x, level, text, hint, added_cond_kwargs=beside, return_dict=False)
+            found = [amount * one for one in (*down, middle)]
+        if not guess or self.alone:
+            return found
+        return [one * share for one, share in zip(found, torch.logspace(-1, 0, len(found)).tolist(), strict=True)]
 
     def features(self, hint: Tensor) -> list[Tensor]:
         """Of a T2I-Adapter: one a level; the same picture is looked at once."""
@@ -69,7 +85,8 @@ class Branch(nn.Module):
 
 class Guided(nn.Module):
     """A U-Net with what steers it. cond, beside the U-Net's own: "control" (B, c, H, W), the pictures of all branches in their
-    order, in [0, 1]; "control_strength" (B, K); "image" and "image_mask" of `looking.py`; "beside" (B, c, h, w).
+    order, in [0, 1]; "control_strength" (B, K); "guess" (B,), where it is asked for; "image" and "image_mask" of `looking.py`;
+    "beside" (B, c, h, w).
 
     Where no strength differs from 0 the U-Net alone is asked, for what it costs alone.
     """
@@ -85,7 +102,7 @@ class Guided(nn.Module):
         return self.base.unet
 
     def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        own = ("control", "control_strength", "image", "image_mask", "beside")
+        own = ("control", "control_strength", "guess", "image", "image_mask", "beside")
         told: dict[str, Any] = {key: value for key, value in cond.items() if key not in own}
         if "control" in cond:
             told["extra"] = self._added(x, level, cond)
@@ -100,16 +117,16 @@ class Guided(nn.Module):
         """What the branches add, as the U-Net of diffusers is told it."""
         self.text = text = known(self.text, cond["text"])
         sums: dict[str, list[Tensor]] = {}
-        hints = cond["control"].split([branch.channels for branch in self.branches], dim=1)
-        for k, (branch, hint) in enumerate(zip(self.branches, hints, strict=True)):
-            strength = cond["control_strength"][:, k, None, None, None].to(x.dtype)
+        branches = [branch for branch in self.branches if isinstance(branch, Branch)]
+        hints = cond["control"].split([branch.channels * len(branch.kinds) for branch in branches], dim=1)
+        strengths = cond["control_strength"].to(x.dtype).split([len(branch.kinds) for branch in branches], dim=1)
+        for branch, hint, strength in zip(branches, hints, strengths, strict=True):
             if not bool((strength != 0).any()):
                 continue
-            assert isinstance(branch, Branch)
-            hint = hint.to(x.dtype)
-            found = branch.features(hint) if branch.kind == T2I else branch.residuals(x, level, text, added(cond), hint)
-            scaled, others = [strength * one for one in found], sums.get(branch.kind)
-            sums[branch.kind] = scaled if others is None else [a + b for a, b in zip(others, scaled, strict=True)]
+            found = branch.added(x, level, text, added(cond), hint.to(x.dtype), strength, "guess" in cond)
+            where = T2I if branch.kind == T2I else CONTROLNET
+            others = sums.get(where)
+            sums[where] = found if others is None else [a + b for a, b in zip(others, found, strict=True)]
         extra: dict[str, Any] = {}
         if CONTROLNET in sums:
             *down, middle = sums[CONTROLNET]
@@ -139,6 +156,11 @@ class Guides:
     beside: str | None = None
     factor: int = 8
 
+    @property
+    def places(self) -> list[tuple[Branch, Sequence[str]]]:
+        """Each picture that may be followed: by which branch, and, of a union, the names of its kind."""
+        return [(branch, words) for branch in self.branches for words in branch.kinds]
+
     def hints(self, request: GenerateRequest, frame: tuple[int, int], cells: tuple[int, int]) -> Steer | None:
         """What a request is steered by, for a picture of `frame` (width, height) pixels and `cells` (height, width) of latents.
 
@@ -151,6 +173,12 @@ class Guides:
             raise UserError(f"control: the network of {self.where} reads a depth map; give one with --control depth=map.png")
         if request.control:
             cond, against, intervals, told = self._controls(request.control, frame, cells)
+        if request.settings.get("guess") == "on":
+            heeded = torch.tensor([branch.kind == T2I for branch, _ in self.places])
+            if not any((place := self._find(one.kind)) >= 0 and not heeded[place] for one in request.control):
+                raise UserError("guess: is a way to heed a ControlNet; give its picture with control, or leave it out")
+            against["control_strength"] = against.get("control_strength", cond["control_strength"]) * heeded
+            cond["guess"] = torch.ones(1)
         if request.style_image:
             if self.look is None:
                 raise UserError(f"style_image: {self.where} looks at no picture; give an IP-Adapter's file and the folder of its "
@@ -165,7 +193,8 @@ class Guides:
 
     def _controls(self, asked: Sequence[ControlAsked], frame: tuple[int, int], cells: tuple[int, int]) -> tuple[Any, ...]:
         cond: dict[str, Tensor] = {}
-        parts = [torch.zeros(branch.channels, frame[1], frame[0]) for branch in self.branches]
+        places = self.places
+        parts = [torch.zeros(branch.channels, frame[1], frame[0]) for branch, _ in places]
         strengths, intervals = torch.zeros(len(parts)), np.tile([0.0, 1.0], (len(parts), 1))
         told: list[dict[str, Any]] = []
         taken: list[int] = []
@@ -181,16 +210,16 @@ class Guides:
                     raise UserError("control: the network's own depth map has no strength or interval; leave them out")
                 cond["beside"] = depth_of(hint[None], cells)
                 continue
-            unit = self.branches[place].unit
-            if frame[0] % unit or frame[1] % unit:
-                raise UserError(f"size: {self.branches[place].name} reads pictures whose sides are multiples of {unit}, not "
+            branch = places[place][0]
+            if frame[0] % branch.unit or frame[1] % branch.unit:
+                raise UserError(f"size: {branch.name} reads pictures whose sides are multiples of {branch.unit}, not "
                                 f"{frame[0]}x{frame[1]}; give such a size")  # fmt: skip
-            parts[place], strengths[place] = hint, one.strength * self.branches[place].strength
+            parts[place], strengths[place] = hint, one.strength * branch.strength
             intervals[place] = one.interval
         if not parts:
             return cond, {}, intervals, {"control": told}
         cond |= {"control": torch.cat(parts)[None], "control_strength": strengths[None]}
-        heeded = torch.tensor([not branch.alone for branch in self.branches])
+        heeded = torch.tensor([not branch.alone for branch, _ in places])
         against = {} if bool(heeded.all()) else {"control_strength": (strengths * heeded)[None]}
         return cond, against, intervals, {"control": told}
 
@@ -199,22 +228,26 @@ class Guides:
         from unfog.modalities.image.controls import framed, planes
 
         place = self._find(kind)
-        channels = 1 if place < 0 else self.branches[place].channels
+        channels = 1 if place < 0 else self.places[place][0].channels
         seen = planes(framed(picture, frame, clear=False))[0, :3]
         if channels == 1:
             seen = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), seen, 1)[None]  # as Pillow makes grey of colours
         return seen
 
     def _find(self, kind: str) -> int:
-        """Which branch is meant: by its folder's name, or a piece of it that no other has; −1: the network's own depth map."""
-        names = [branch.name for branch in self.branches]
+        """Which of `places` is meant: by its folder's name (in a union the kind's, or FOLDER/KIND), or a piece that no other
+        has; −1: the network's own depth map."""
+        places = self.places
+        names = [f"{branch.name}/{words[0]}" if words else branch.name for branch, words in places]
         if kind == DEPTH and self.beside == DEPTH:
             return -1
         if not names:
             raise UserError(f"control: {self.where} follows no picture yet; give a ControlNet's or T2I-Adapter's folder with "
                             "--adapter")  # fmt: skip
-        fits = [i for i, name in enumerate(names) if name == kind]
-        fits = fits or [i for i, name in enumerate(names) if kind.lower() in name.lower()]
+        low = kind.lower()
+        fits = [i for i, (branch, words) in enumerate(places)
+                if kind == branch.name and not words or kind in [f"{branch.name}/{word}" for word in words]]  # fmt: skip
+        fits = fits or [i for i, (branch, words) in enumerate(places) if any(low in w for w in words or [branch.name.lower()])]
         if len(fits) > 1:
             raise UserError(f"control: {shown(kind)} fits {names[fits[0]]} and {names[fits[1]]}; write more of the folder's name")
         if not fits:
@@ -231,13 +264,15 @@ def depth_of(depth: Tensor, cells: tuple[int, int]) -> Tensor:
 
 def branch(folder: Folder, component: str, kind: str, strength: float, base: UNet, channels: int, factor: int,
            device: str, dtype: torch.dtype) -> Branch:  # fmt: skip
-    """A ControlNet's or T2I-Adapter's folder, made for this U-Net, whose latents have `channels` and are `factor` smaller.
+    """A ControlNet's (of several kinds, too) or T2I-Adapter's folder, made for this U-Net, whose latents have `channels` and are
+    `factor` smaller.
 
     Raises UserError naming the file that is damaged, or what does not fit.
     """
     where = folder.root / component / "config.json"
     config = config_of(folder, component)
-    module, name = ("controlnets.controlnet", "ControlNetModel") if kind == CONTROLNET else ("adapter", "T2IAdapter")
+    module, name = MADE_BY[kind]
+    kinds = union.kinds_of(where, config) if kind == UNION else ((),)
     for key in ("conditioning_embedding_out_channels", "channels"):
         value = config.get(key)
         if value is not None and not (isinstance(value, list) and 0 < len(value) <= 12
@@ -249,13 +284,13 @@ def branch(folder: Folder, component: str, kind: str, strength: float, base: UNe
     network = built(where, package(f"diffusers.models.{module}", name), config)
     own: Any = network.config
     _fits(where, own, kind, base.unet.config, channels, factor)
-    read = int(own.conditioning_channels if kind == CONTROLNET else own.in_channels)
+    read = int(own.in_channels if kind == T2I else own.conditioning_channels)
     if read not in (1, 3):
         raise UserError(f"{where}: reads {read} channels, which no picture has; give a ControlNet or T2I-Adapter of pictures")
     filled(network, folder.weights(component, "diffusion_pytorch_model"), dtype)
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    alone = kind == CONTROLNET and bool(own.global_pool_conditions)
-    return Branch(component, kind, strength, network, read, alone, 1 if kind == CONTROLNET else int(own.downscale_factor))
+    alone = kind != T2I and bool(own.global_pool_conditions)
+    return Branch(component, kind, strength, network, read, alone, int(own.downscale_factor) if kind == T2I else 1, kinds)
 
 
 def branch_of_file(path: Path, weights: Weights, strength: float, base: UNet, channels: int, factor: int, device: str,
@@ -316,7 +351,7 @@ def _fits(where: Any, own: Any, kind: str, base: Any, channels: int, factor: int
         return UserError(f"{where}: {key} is {shown(plain(has))}, the model's {shown(plain(wanted))}; give one made for this "
                          "model's family")  # fmt: skip
 
-    if kind == CONTROLNET:
+    if kind != T2I:
         for key in SHARED:
             has, wanted = plain(getattr(own, key)), plain(getattr(base, key))
             if has != wanted:
@@ -348,10 +383,11 @@ def trial(denoiser: Preconditioned, told: Guides, cond: Cond) -> None:
     """
     network: Any = denoiser.network
     factor = told.factor
-    for k, one in enumerate(told.branches):
-        strengths = torch.zeros(1, len(told.branches), device=cond["text"].device)
-        strengths[:, k] = 1.0
-        pictures = torch.zeros(1, sum(b.channels for b in told.branches), 16 * factor, 16 * factor, device=cond["text"].device)
+    places = told.places
+    for one in told.branches:
+        strengths = torch.zeros(1, len(places), device=cond["text"].device)
+        strengths[:, next(k for k, (branch, _) in enumerate(places) if branch is one)] = 1.0
+        pictures = torch.zeros(1, sum(b.channels for b, _ in places), 16 * factor, 16 * factor, device=cond["text"].device)
         x = torch.zeros(1, int(network.unet.config.out_channels), 16, 16, device=cond["text"].device)
         try:
             with torch.no_grad():

@@ -42,8 +42,18 @@ class Steps:
     settings: Mapping[str, Any]
     fixed_offset: bool = False
 
-    def schedule(self) -> Schedule:
+    @property
+    def zero(self) -> bool:
+        """Whether the file states zero terminal SNR."""
+        return bool(self.settings.get("rescale_betas_zero_snr"))
+
+    def schedule(self) -> Table:
         """α and σ. Raises UserError for what is no schedule."""
+        table = self.plain()
+        return table.zero_terminal_snr() if self.zero else table
+
+    def plain(self) -> Table:
+        """The same without zero terminal SNR, whatever is stated."""
         name, get = self.settings.get("_class_name"), self.settings.get
         if not isinstance(name, str) or name not in CLASSES:
             raise UserError(f"{self.where}: _class_name {shown(name)} is not known; give a folder with DDIMScheduler, say")
@@ -66,7 +76,7 @@ class Steps:
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.where}: {error}" if isinstance(error, UserError) else f"{self.where}: its betas are no "
                             "numbers in (0, 1); get the folder again") from None  # fmt: skip
-        return table.zero_terminal_snr() if get("rescale_betas_zero_snr") else table
+        return table
 
     def prediction(self) -> str | None:
         """What the network predicts; None where the file does not say."""

@@ -61,7 +61,8 @@ def save(model: Model, folder: str | Path, half: bool = True) -> None:
         if vae is not None:
             config = Folder(vae.parent).file(f"{vae.name}/config.json")
             write_atomic(place / "vae/config.json", config.read_bytes())
-        told = found.folder.json("scheduler/scheduler_config.json") | _measured(model)
+        told = found.folder.json("scheduler/scheduler_config.json")
+        told |= _measured(model, told)
         write_atomic(place / "scheduler/scheduler_config.json", _json(told))
         for part, (module, stem, prefix) in modules.items():
             tensors = {_named(name, prefix): _kept(value, half) for name, value in module.state_dict().items()}
@@ -90,11 +91,13 @@ def _kept(value: Tensor, half: bool) -> Tensor:
     return value.contiguous(memory_format=torch.contiguous_format)
 
 
-def _measured(model: Model) -> dict[str, Any]:
+def _measured(model: Model, told: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, beside or against what the folder told."""
     names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     found: dict[str, Any] = {}
     if model.denoiser.prediction.name in names:
         found["prediction_type"] = names[model.denoiser.prediction.name]
-        if float(model.denoiser.process.schedule.logsnr(1.0)) == float("-inf"):
-            found["rescale_betas_zero_snr"] = True
+        zero = float(model.denoiser.process.schedule.logsnr(1.0)) == float("-inf")
+        if zero or told.get("rescale_betas_zero_snr"):
+            found["rescale_betas_zero_snr"] = zero
     return found

@@ -123,10 +123,12 @@ class LatentSpace:
     def settled(self, request: GenerateRequest) -> dict[str, Any]:
         """The size in pixels, and, of SDXL, what its network is told of it."""
         given = dict(request.settings)
-        known = list(PLACES) if self.micro else ["size"]
+        known = [*(PLACES if self.micro else ["size"]), *(["guess"] if self.guides.branches else [])]
         for name in given:
             if name not in known:
                 raise unknown("setting", name, known)
+        if given.get("guess", "on") not in ("on", "off"):
+            raise UserError(f"guess: must be on or off, got {shown(given['guess'])}")
         if "size" in given and request.aspect is not None:
             raise UserError("size: is given together with aspect; leave one out")
         found: dict[str, Any] = {"settings": given} if given else {}
@@ -191,10 +193,7 @@ class LatentSpace:
     def around(self, raw: np.ndarray, kept: np.ndarray | None) -> Cond:
         """What a network for inpainting is told of a picture (H, W, 4) uint8, of which `kept` (H, W) stays (None: nothing):
         1 in each cell that has something free, and the latents of the picture with grey where it is free."""
-        if self.guides.beside == guiding.DEPTH:
-            where = self.guides.where
-            raise UserError(f"item: the network of {where} reads a depth map, which cannot be given here; give another model")
-        if self.guides.beside is None:
+        if self.guides.beside != guiding.INPAINT:
             return {}
         free = torch.ones(1, 1, *raw.shape[:2], dtype=torch.bool) if kept is None else ~torch.from_numpy(kept)[None, None]
         known = self.codec.encode(raw[None], free)

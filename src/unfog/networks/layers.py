@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 Cond = dict[str, Tensor]
 # names of the parts around a network's trunk: they are optimised otherwise, and get no low-rank branches unless asked for
-OUTER = ("conditioning", "stem", "head", "modulation", "patch")
+OUTER = ("conditioning", "stem", "head", "gate", "modulation", "patch")
 
 
 def fourier(logsnr: Tensor, dim: int, max_period: float = 40.0) -> Tensor:

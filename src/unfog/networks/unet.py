@@ -3,7 +3,11 @@
 Source: Ronneberger et al. 2015, arXiv:1505.04597; Dhariwal & Nichol 2021, arXiv:2105.05233 (adaptive norm). Deviations,
 each measured on CPUs: feature maps are channels-last (B, H, W, C) and normalised over channels a pixel, because group
 norm over channels-last maps costs ten times as much; pictures are pixel-unshuffled, so that no work is done at full
-resolution; levels change by space-to-depth and a linear map; a skip is merged before its block, by a linear map.
+resolution; levels change by space-to-depth and a linear map; a skip is merged before its block, by a linear map. With `gated`
+the noisy picture itself is taken where the network says so, number by number: what normalised features cannot hand through is
+nearly right there once little noise is left.
+
+    out = head(h) + gate(h) ⊙ x_t,   h = silu(norm(y)),   gate zero at first
 """
 
 from __future__ import annotations
@@ -135,7 +139,7 @@ class UNet(nn.Module):
     Args: `channels` of the picture; `unshuffle` pixels a side that become channels; `widths` a level, finest first;
     `blocks` encoder blocks a level (the decoder has one more); `attention` whether a level attends; `embedding` width of
     the conditioning vector; `text_dim` 0 or the text state's width; `classes` number of classes; `dropout` in [0, 1);
-    `augment` numbers that say how a picture was moved.
+    `augment` numbers that say how a picture was moved; `gated` whether its input may be a part of its output.
     """
 
     def __init__(
@@ -150,6 +154,7 @@ class UNet(nn.Module):
         classes: int = 0,
         dropout: float = 0.0,
         augment: int = 0,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.channels, self.unshuffle = channels, unshuffle
@@ -171,6 +176,7 @@ class UNet(nn.Module):
         self.middle = Stage(widths[-1], widths[-1], embedding, text_dim, True, dropout)
         self.norm = nn.LayerNorm(widths[0])
         self.head = Conv(widths[0], channels * unshuffle**2)
+        self.gate = zero_(Conv(widths[0], channels * unshuffle**2)) if gated else None
         zero_(self.head)
 
     def forward(self, x: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
@@ -178,7 +184,8 @@ class UNet(nn.Module):
         vector, *read = self.conditioning(logsnr, cond)
         text = (*read, cond.get("perturb"), cond.get("image_kv"))
         vector = F.silu(vector)
-        y = self.stem(F.pixel_unshuffle(x, self.unshuffle).permute(0, 2, 3, 1).contiguous())
+        given = F.pixel_unshuffle(x, self.unshuffle).permute(0, 2, 3, 1).contiguous()
+        y = self.stem(given)
         skips = [y]
         for level, stages in enumerate(self.down):
             if level:
@@ -196,5 +203,6 @@ class UNet(nn.Module):
                 y = self.grow[level - 1](y)
             for stage in stages:  # type: ignore[attr-defined]
                 y = stage(y, skips.pop(), vector, *text)
-        y = self.head(F.silu(self.norm(y)))
+        y = F.silu(self.norm(y))
+        y = self.head(y) if self.gate is None else torch.addcmul(self.head(y), self.gate(y), given)
         return F.pixel_shuffle(y.permute(0, 3, 1, 2).float(), self.unshuffle)
