@@ -1,5 +1,6 @@
-"""emoji-64-control: a branch beside emoji-64 that follows line art, soft edges, silhouettes, colour blocks and small pictures.
+"""emoji-64-control: a branch beside emoji-64 that follows lines, edges, silhouettes, colours, small pictures, depth and normals.
 
+    python tools/data/furniture.py --cache CACHE --out data
     unfog train recipes/emoji_64_control.py --out RUN [--minutes M] [--resume]
 
 Writes RUN/adapter, bound to the emoji-64 that it was trained on by that model's hash (a new emoji-64 needs a new branch):
@@ -8,8 +9,9 @@ Writes RUN/adapter, bound to the emoji-64 that it was trained on by that model's
     cp -r RUN/adapter src/unfog/pretrained/emoji-64-control       # from then on without --adapter
 
 Data: emoji-64's training pictures; of OpenMoji's every second line drawing is the black one that it was filled from
-(emoji-64-lines, tools/data/lineart.py). 3.4M weights, 6.7 MB at half precision. `start` and the settings above `control` are
-emoji-64's own, and must be.
+(emoji-64-lines, tools/data/lineart.py). Depth and normals are those of 820 models of furniture, four views each, a twentieth held
+out (tools/data/furniture.py): no emoji has any. 3.4M weights, 6.7 MB at half precision. `start` and the settings above `control`
+are emoji-64's own, and must be.
 
 The shipped branch took 1,400 steps in some 70 minutes of one core. Held-out x0 error at ln(sigma/alpha) = -2 to 3, hints given:
 .0058 .0089 .0182 .0376 .0701 .128 (emoji-64 without: .0054 .0086 .0187 .0463 .118 .234). benchmarks/results/control.json has how
@@ -23,16 +25,17 @@ the model's alone at 1e-2 and 0.92 at 4e-3; with line art 0.97 at 4e-3; 83 steps
 
 RECIPE = {
     "name": "emoji-64-control",
-    "data": "emoji-64",
+    "data": "data/emoji-furniture-64.zip",
     "start": "emoji-64",
     "size": 64,
     "network": "unet",
-    "settings": {"unshuffle": 4, "widths": [64, 128, 192], "blocks": [1, 2, 1], "attention": [False, True, False],
-                 "embedding": 192, "text_dim": 384},
+    "settings": {"unshuffle": 2, "widths": [32, 64, 128, 192], "blocks": [1, 1, 2, 1],
+                 "attention": [False, False, True, False], "embedding": 192, "text_dim": 384, "gated": True},
     "schedule": {"name": "cosine"},
     "prediction": "x0",
-    "control": ["lineart", "softedge", "silhouette", "palette", "lowres"],
-    "outlines": "emoji-64-lines",
+    "control": ["lineart", "softedge", "silhouette", "palette", "lowres", "depth", "normals"],
+    "pairs": {"lineart": "emoji-64-lines", "depth": "data/furniture-64-depth.zip",
+              "normals": "data/furniture-64-normals.zip"},
     "dropout": 0.0,
     "weight": "v",
     "weight_limit": 30.0,
@@ -52,6 +55,8 @@ RECIPE = {
         "Twemoji, Twitter, Inc and other contributors, CC BY 4.0",
         "OpenMoji, https://openmoji.org, CC BY-SA 4.0",
         "Fluent Emoji, Microsoft Corporation, MIT",
+        "Models of furniture: Scopia, CC BY 3.0; Kator Legaz, CC BY 3.0; Reallusion, CC BY 3.0; contributors of Blend Swap, "
+        "CC BY 3.0 and CC0",
     ],
     "report_steps": 250,
 }  # fmt: skip

@@ -15,7 +15,7 @@ from unfog.modalities.image.restyle import FILTERS, UNSEEN, restyled
 from unfog.modalities.image.show import read_recipe
 from unfog.requests import TrainRequest
 from unfog.training.run import run_recipe
-from unfog.training.steering import outlines_of, steered_corpora
+from unfog.training.steering import paired, steered_corpora
 
 SETTINGS = {"unshuffle": 4, "widths": [16, 16], "blocks": [1, 1], "attention": [False, True], "embedding": 16}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,11 +64,35 @@ def test_a_batch_has_hints_of_its_own_pictures_and_is_the_same_again(tiny_recipe
 def test_exact_outlines_are_half_of_the_lines(tiny_recipe, tiny_corpus, tmp_path):
     for name in tiny_corpus.names[:10]:
         Image.new("L", (16, 16), 0).save(tmp_path / name)
-    recipe = tiny_recipe(control=["lineart"], outlines=str(tmp_path))
+    recipe = tiny_recipe(control=["lineart"], pairs={"lineart": str(tmp_path)})
     corpus = steered_corpora(recipe, [tiny_corpus])[0]
-    assert len(outlines_of(str(tmp_path))) == 10
-    lines = corpus._exact(torch.zeros(200, 1, 16, 16), np.arange(200) % 10, np.random.default_rng(0))
+    assert len(paired("lineart", str(tmp_path), 16)) == 10
+    lines = corpus._exact("lineart", torch.zeros(200, 1, 16, 16), np.arange(200) % 10, np.random.default_rng(0))
     assert set(lines.mean((1, 2, 3)).tolist()) == {0.0, 1.0} and 70 < lines.mean((1, 2, 3)).sum() < 130
+    assert not corpus._exact("lineart", torch.zeros(10, 1, 16, 16), np.arange(10), None).any()  # measured as drawn
+
+
+def test_maps_that_no_picture_shows_are_given_where_they_are(tiny_recipe, tiny_corpus, tmp_path):
+    for i, name in enumerate(tiny_corpus.names[:4]):
+        Image.new("RGB", (16, 16), (40 * i + 20, 0, 255)).save(tmp_path / name)
+    recipe = tiny_recipe(control=["normals", "silhouette"], pairs={"normals": str(tmp_path)}, batch=64)
+    corpus = steered_corpora(recipe, [tiny_corpus])[0]
+    chosen, (_, cond) = corpus.chosen(recipe, 0), corpus.batch(recipe, 0)
+    wanted, seen = cond["control_strength"], 0
+    for row, picture in enumerate(chosen):
+        given = cond["control"][row, :3].mean((1, 2))
+        if tiny_corpus.names[picture] in {f"{i:02}.png" for i in range(4)} and wanted[row, 0]:
+            seen += 1
+            assert torch.allclose(given * 255, torch.tensor([40.0 * int(tiny_corpus.names[picture][:2]) + 20, 0, 255]))
+        else:
+            assert not given.any() and wanted[row, 1] == 1 and wanted[row, 0] == 0
+    assert seen > 8
+    _, known = corpus.known(np.array([0, 9]))  # the first kind, or what there is
+    assert known["control_strength"].tolist() == [[1, 0], [0, 1]]
+    for fields, message in (({"control": ["depth"]}, "give pairs with depth"),
+                            ({"control": ["lineart"], "pairs": {"depth": "x"}}, "no kind that control names")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            tiny_recipe(**fields)
 
 
 def test_a_run_leaves_a_branch_bound_to_its_model(place):

@@ -70,14 +70,15 @@ class Tuning(BaseModel):
     )
     style_reference: bool = Field(False, description="true to learn to follow the style of a picture, the model frozen")
     held_style: str | None = Field(None, description="a style that this is not shown")
-    outlines: str | None = Field(None, description="a shipped set or a file of exact line art, by the pictures' own file names")
+    pairs: dict[str, str] = Field(default_factory=dict, description="exact hints of kinds: a shipped set or a file of them, "
+                                  "by the pictures' own file names")  # fmt: skip
 
     @model_validator(mode="after")
     def _one_way(self) -> Tuning:
         for way, needs, clash in (
             ("lora_alpha", "lora", ""), ("lora_targets", "lora", ""), ("class_prompt", "subject or word", ""),
             ("prior_weight", "subject", ""), ("prior_count", "subject", ""), ("word_vectors", "word", ""),
-            ("word", "", "lora"), ("word", "", "subject"), ("outlines", "control", ""),
+            ("word", "", "lora"), ("word", "", "subject"), ("pairs", "control", ""),
             ("held_style", "style_reference", ""), ("style_reference", "", "control"),
         ):  # fmt: skip
             if getattr(self, way) == type(self).model_fields[way].get_default(call_default_factory=True):
@@ -146,10 +147,8 @@ class Recipe(LoopSettings, Tuning, Pictures):
             for own in ("augment", "buckets"):
                 if self.autoencoder and getattr(self, own):
                     raise ValueError(f"{own} is for pixels, latents are made once before; leave {own} out, or autoencoder")
-            for name in self.control:
-                from unfog.modalities.image.controls import CONTROLS
-
-                lookup(CONTROLS, name, "control")
+            if self.control:
+                self._hints()
             return self
         kind = modality(self.kind)
         lookup({**NETWORKS, **kind.networks}, self.network, "network")
@@ -164,6 +163,17 @@ class Recipe(LoopSettings, Tuning, Pictures):
         except ValidationError as error:
             raise ValueError(f"options: {one_line(kind.options, error)}") from None
         return self
+
+    def _hints(self) -> None:
+        from unfog.modalities.image.controls import CONTROLS
+
+        for name in self.control:
+            lookup(CONTROLS, name, "control")
+            if CONTROLS[name].given and name not in self.pairs:
+                raise ValueError(f"control: no picture shows its {name} by itself; give pairs with {name}, or leave it out")
+        for name in self.pairs:
+            if name not in self.control:
+                raise ValueError(f"pairs: {name} is no kind that control names; add it there, or leave it out")
 
     @property
     def sigma_min(self) -> float:

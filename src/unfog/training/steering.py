@@ -3,8 +3,8 @@
     loss = E‖x̂₀(x_t, caption, hints(x₀)) − x₀‖²
 
 The caption is dropped from a share of the items (`drop_text`), where only the hint says what there is. An item has one kind of
-hint, now and then two. Lines are drawn a little thicker or fainter at random, as pens do; where the exact outlines of a picture
-are at hand (`outlines`) every second of its lines is those.
+hint, now and then two. Lines are drawn a little thicker or fainter at random, as pens do; where a picture's exact hint is at
+hand (`pairs`) it is taken every second time, and always of kinds that no picture shows by itself.
 Source: Zhang et al. 2023, arXiv:2302.05543.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import unfog.data
 from unfog.errors import UserError
-from unfog.modalities.image.controls import CONTROLS
+from unfog.modalities.image.controls import CONTROLS, as_drawn
 from unfog.modalities.image.data import PictureSet
 from unfog.networks.control import ControlBranch
 from unfog.networks.steered import Steered
@@ -33,7 +33,8 @@ from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
 from unfog.training.styling import styled_corpus
 
-OFTEN = {"lineart": 2.0}  # how much more often than another a kind is drawn
+OFTEN = {"lineart": 2.0, "depth": 3.0, "normals": 3.0}  # how much more often than another a kind is drawn, where it can be
+EXACT = 0.5  # share of the hints of a picture that has a pair that are it
 SECOND = 0.25  # share of items with two kinds
 Cond = dict[str, Tensor]
 
@@ -55,10 +56,14 @@ def worn(lines: Tensor, rng: np.random.Generator) -> Tensor:
 
 @dataclass
 class ControlCorpus(PictureCorpus):
-    """Pictures with what the controls `kinds` see of them. outlines: exact line art (H, W) uint8, by file names."""
+    """Pictures with what the controls `kinds` see of them. pairs: of each kind exact hints (c, H, W) uint8, by file names."""
 
     kinds: list[str] = field(default_factory=list)
-    outlines: dict[str, np.ndarray] = field(default_factory=dict)
+    pairs: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = [set(self.pairs.get(kind, {}) if CONTROLS[kind].given else self.names) for kind in self.kinds]
+        self.there = np.array([[name in own for own in known] for name in self.names])  # (N, K): whether there is such a hint
 
     def hints(self, chosen: np.ndarray, wanted: np.ndarray, rng: np.random.Generator | None) -> Cond:
         """cond of hints: wanted (B, K) strengths; a hint that is not wanted is not drawn. rng: for the pens, None: none."""
@@ -69,48 +74,52 @@ class ControlCorpus(PictureCorpus):
             part = torch.zeros(len(chosen), CONTROLS[kind].channels, *pictures.shape[1:3])
             if len(rows):
                 drawn = CONTROLS[kind].draw(pictures[torch.from_numpy(rows)])
-                if kind == "lineart":
-                    drawn = self._exact(drawn, chosen[rows], rng)
-                    drawn = drawn if rng is None else worn(drawn, rng)
+                drawn = self._exact(kind, drawn, chosen[rows], rng)
+                if kind == "lineart" and rng is not None:
+                    drawn = worn(drawn, rng)
                 part[torch.from_numpy(rows)] = drawn
             parts.append(part)
         device = self.states.device if self.states is not None else "cpu"
         told = {"control": torch.cat(parts, 1), "control_strength": torch.from_numpy(wanted.astype(np.float32))}
         return {key: value.to(device) for key, value in told.items()}
 
-    def _exact(self, lines: Tensor, chosen: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        half = np.zeros(len(chosen), bool) if rng is None else rng.random(len(chosen)) < 0.5
-        for row in np.flatnonzero(half):
-            outline = self.outlines.get(self.names[chosen[row]])
-            if outline is not None and outline.shape == lines.shape[2:]:
-                lines[row, 0] = 1 - torch.from_numpy(outline).float() / 255
-        return lines
+    def _exact(self, kind: str, drawn: Tensor, chosen: np.ndarray, rng: np.random.Generator | None) -> Tensor:
+        """Drawn hints (B, c, H, W), some of them replaced by exact ones: all of a kind that cannot be drawn."""
+        pairs = self.pairs.get(kind)
+        if not pairs or (rng is None and not CONTROLS[kind].given):
+            return drawn
+        taken = np.ones(len(chosen), bool) if rng is None or CONTROLS[kind].given else rng.random(len(chosen)) < EXACT
+        for row in np.flatnonzero(taken):
+            if (pair := pairs.get(self.names[chosen[row]])) is not None:
+                drawn[row] = pair.float() / 255
+        return drawn
 
-    def _alone(self, count: int, kind: int = 0) -> np.ndarray:
-        wanted = np.zeros((count, len(self.kinds)))
-        wanted[:, kind] = 1
-        return wanted
+    def _one(self, chosen: np.ndarray, kinds: np.ndarray | int = 0) -> np.ndarray:
+        """Strengths (B, K) of one kind each: this one where there is such a hint, else the first that there is."""
+        there = self.there[chosen]
+        kinds = np.broadcast_to(kinds, len(chosen))
+        kinds = np.where(there[np.arange(len(chosen)), kinds], kinds, there.argmax(1))
+        return np.eye(len(self.kinds))[kinds] * there
 
     def batch(self, recipe: Recipe, index: int, rows: slice = slice(None)) -> tuple[Tensor, Cond]:
         """As the plain corpus has it, unmoved, and hints of one kind an item, or two."""
         x0, cond = super().batch(recipe.model_copy(update={"augment": 0.0}), index, rows)
         rng = np.random.default_rng([recipe.seed, index, 4])
-        share = np.array([OFTEN.get(kind, 1.0) for kind in self.kinds])
+        share, chosen = np.array([OFTEN.get(kind, 1.0) for kind in self.kinds]), self.chosen(recipe, index)
         drawn = rng.random((recipe.batch, len(share))) ** (1 / share)  # the largest is each kind in proportion to its share
-        order = np.argsort(-drawn, axis=1)
+        order = np.argsort(-drawn * self.there[chosen], axis=1)
         wanted = np.zeros_like(drawn)
         wanted[np.arange(recipe.batch), order[:, 0]] = 1
         if len(share) > 1:
             two = np.flatnonzero(rng.random(recipe.batch) < SECOND)
             wanted[two, order[two, 1]] = 1
-        chosen = self.chosen(recipe, index)
-        hints = self.hints(chosen, wanted, np.random.default_rng([recipe.seed, index, 5]))
+        hints = self.hints(chosen, wanted * self.there[chosen], np.random.default_rng([recipe.seed, index, 5]))
         return x0, {**cond, **{key: value[rows] for key, value in hints.items()}}
 
     def known(self, chosen: np.ndarray) -> tuple[Tensor, Cond]:
         """Each picture with its first caption, its style, and the hint of the first kind."""
         x0, cond = super().known(chosen)
-        return x0, {**cond, **self.hints(chosen, self._alone(len(chosen)), None)}
+        return x0, {**cond, **self.hints(chosen, self._one(chosen), None)}
 
     def asked(self, recipe: Recipe, rows: int) -> tuple[list[Asked], list[str]]:
         """The plain corpus's, each with the hint of its picture, of the kinds by turns."""
@@ -118,26 +127,29 @@ class ControlCorpus(PictureCorpus):
         pictures, told = self.shown(rows), []
         kinds = np.arange(len(labels)) // max(len(self.styles), 1) % len(self.kinds)
         for part in asked:
-            wanted = np.eye(len(self.kinds))[kinds[part.places]]
+            wanted = self._one(pictures[part.places], kinds[part.places])
+            kinds[part.places] = wanted.argmax(1)
             hints = self.hints(pictures[part.places], wanted, None)
             told.append(Asked(part.places, {**part.cond, **hints}, {**part.nothing, **hints}, part.shape))
         return told, [f"{self.kinds[kind]}: {label}" for kind, label in zip(kinds, labels, strict=True)]
 
 
-def outlines_of(name: str | None) -> dict[str, np.ndarray]:
-    """Line art (H, W) uint8, black on white, by file names: of a shipped data set or a file. Raises UserError where none is."""
-    if name is None:
-        return {}
-    path = Path(name) if Path(name).exists() or "/" in name else unfog.data.path(name)
-    data = PictureSet.open(path)
-    return {record.file_name: np.ascontiguousarray(data.load(i)[..., 0]) for i, record in enumerate(data.records)}
+def paired(kind: str, name: str, size: int) -> dict[str, Tensor]:
+    """Exact hints (c, size, size) uint8 of a kind by file names, of a shipped data set or a file of them.
+
+    Raises UserError where none is.
+    """
+    data = PictureSet.open(Path(name) if Path(name).exists() or "/" in name else unfog.data.path(name))
+    read = (torch.tensor(data.load(i, size))[None] for i in range(len(data)))
+    return {record.file_name: (as_drawn(kind, picture)[0] * 255).round().to(torch.uint8)
+            for record, picture in zip(data.records, read, strict=True)}  # fmt: skip
 
 
 def steered_corpora(recipe: Recipe, corpora: list[Any]) -> list[Any]:
     """The corpora of a run that learns hints or styles, with these; one object for one object. Others as they are."""
     if not (recipe.control or recipe.style_reference):
         return corpora
-    outlines = outlines_of(recipe.outlines)
+    pairs = {kind: paired(kind, name, recipe.size) for kind, name in recipe.pairs.items()}
     made: dict[int, Any] = {}
     for corpus in {id(c): c for c in corpora}.values():
         if corpus.bucket is not None:
@@ -146,7 +158,7 @@ def steered_corpora(recipe: Recipe, corpora: list[Any]) -> list[Any]:
         if recipe.style_reference:
             made[id(corpus)] = styled_corpus(recipe, own)
             continue
-        made[id(corpus)] = ControlCorpus(**own, kinds=recipe.control, outlines=outlines)
+        made[id(corpus)] = ControlCorpus(**own, kinds=recipe.control, pairs=pairs)
     return [made[id(corpus)] for corpus in corpora]
 
 

@@ -135,6 +135,14 @@ def kind_of(name: str) -> Control:
     return CONTROLS[name]
 
 
+def as_drawn(name: str, pictures: Tensor) -> Tensor:
+    """Hints (B, c, H, W) that pictures (B, H, W, 4) straight RGBA uint8 are themselves: lines dark on light, else maps."""
+    x, control = planes(pictures), kind_of(name)
+    if name == "lineart":
+        return x[:, 3:] - x[:, :3].mean(1, keepdim=True)
+    return x[:, : control.channels] if control.channels > 1 else _shade(pictures)
+
+
 def opened(picture: Any) -> Image.Image:
     """A picture from a path, or one of PIL's, or an array (H, W, 3 or 4) uint8, as RGBA.
 
