@@ -100,3 +100,25 @@ def flux(folder: Path, network: dict | None = None, **noise) -> Path:
                tokenizer=["transformers", "CLIPTokenizer"], text_encoder_2=["transformers", "T5EncoderModel"],
                tokenizer_2=["transformers", "T5TokenizerFast"])  # fmt: skip
     return folder
+
+
+def sd3_controlnet(seed: int = 5, **fields):
+    """A ControlNet for sd3_network's."""
+    from diffusers.models import SD3ControlNetModel
+
+    torch.manual_seed(seed)
+    settings = {"sample_size": 16, "patch_size": 2, "in_channels": 8, "out_channels": 8, "num_layers": 1, "attention_head_dim": 8,
+                "num_attention_heads": 4, "caption_projection_dim": 32, "joint_attention_dim": 96, "pooled_projection_dim": 64,
+                "pos_embed_max_size": 12, **fields}  # fmt: skip
+    return shaken(SD3ControlNetModel(**settings))
+
+
+def flux_controlnet(seed: int = 5, **fields):
+    """A ControlNet for flux_network's."""
+    from diffusers.models import FluxControlNetModel
+
+    torch.manual_seed(seed)
+    settings = {"in_channels": 32, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+                "joint_attention_dim": 96, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6), "guidance_embeds": True,
+                **fields}  # fmt: skip
+    return shaken(FluxControlNetModel(**settings))

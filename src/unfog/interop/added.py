@@ -6,8 +6,8 @@
     network   a file with the transformer of Stable Diffusion 3 or Flux (`original.py`), in place of the folder's own
     refiner   a folder of Stable Diffusion XL's (`refiner.py`); its number is the base's share of the way
     tokens    a folder of vocab.json and merges.txt, for a single file, which has none
-    guides    a ControlNet's folder (of several kinds, too) or file, a T2I-Adapter's folder, an IP-Adapter's file and its image
-              encoder's folder
+    guides    a ControlNet's folder (of several kinds, too; of SD 3 and Flux, too) or file, a T2I-Adapter's folder, an
+              IP-Adapter's file and its image encoder's folder
 
 Each is told from what it holds, given as PATH or PATH:STRENGTH, and read as safely as the folder itself.
 """
@@ -26,21 +26,24 @@ from torch import Tensor, nn
 
 from unfog.adapters import asked
 from unfog.errors import UserError, shown, unknown
-from unfog.interop import guides, looking, original
+from unfog.interop import branches, guides, joint_guides, looking, original
 from unfog.interop import layout as layouts
 from unfog.interop.layout import identity
 from unfog.interop.refiner import SHARE
 from unfog.interop.safe import PICKLES, Folder, Weights, as_pickle, header
 
 if TYPE_CHECKING:
+    from unfog.interop.joint import SD3, Flux
     from unfog.interop.networks import Autoencoder, UNet
     from unfog.interop.space import Encoder, LatentSpace
 
 DOWN = (".lora_A.weight", ".lora_down.weight", "_lora.down.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
 HINTS = ("input_hint_block.", "controlnet_cond_embedding.")  # what only a ControlNet has
 FOLDERS = {"AutoencoderKL": "vae", "ControlNetModel": guides.CONTROLNET, "ControlNetUnionModel": guides.UNION,
-           "T2IAdapter": guides.T2I, "CLIPVisionModelWithProjection": "eye"}  # fmt: skip
-TOLD = dict.fromkeys(guides.MADE_BY, "control") | {"look": "style", "eye": "style"}  # as our own of the same use
+           "T2IAdapter": guides.T2I, "CLIPVisionModelWithProjection": "eye",
+           **{name: family for family, (_, name) in joint_guides.MADE_BY.items()}}  # fmt: skip
+# As our own of the same use.
+TOLD = dict.fromkeys([*branches.MADE_BY, *joint_guides.MADE_BY], "control") | {"look": "style", "eye": "style"}
 UP = (".lora_B.weight", ".lora_up.weight", "_lora.up.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
 
 
@@ -127,8 +130,6 @@ def autoencoder_of(added: Sequence[Added]) -> tuple[Folder, str] | None:
 def apply(added: Sequence[Added], network: nn.Module, space: LatentSpace) -> None:
     """Change networks and words in place. Raises UserError naming what does not fit."""
     for one in added:
-        if one.kind in TOLD and not (space.guides.branches or space.guides.look):
-            raise UserError(f"adapter: {one.path} steers Stable Diffusion 1, 2 and XL only; leave it out")
         if one.kind == "lora":
             _lora(one, network, space.encoders)
         elif one.kind == "word":
@@ -143,17 +144,19 @@ def guided(added: Sequence[Added], where: str, network: UNet, codec: Autoencoder
     """
     config: Any = network.unet.config
     count, beside = codec.channels, {2 * codec.channels + 1: guides.INPAINT, codec.channels + 1: guides.DEPTH}
-    branches = []
+    followers = []
     for one in added:
         if one.kind == guides.CONTROLNET and one.weights is not None:
-            branches.append(guides.branch_of_file(one.path, one.weights, one.strength, network, count, codec.factor, device,
-                                                  dtype))  # fmt: skip
-        elif one.kind in guides.MADE_BY:
+            followers.append(branches.branch_of_file(one.path, one.weights, one.strength, network, count, codec.factor, device,
+                                                     dtype))  # fmt: skip
+        elif one.kind in branches.MADE_BY:
             place = one.path.resolve()
-            found = guides.branch(Folder(place.parent), place.name, one.kind, one.strength, network, count, codec.factor, device,
-                                  dtype)  # fmt: skip
+            found = branches.branch(Folder(place.parent), place.name, one.kind, one.strength, network, count, codec.factor,
+                                    device, dtype)  # fmt: skip
             found.name = _name(one.path)
-            branches.append(found)
+            followers.append(found)
+        elif one.kind in joint_guides.MADE_BY:
+            raise _other(one)
     look, looks, eyes = None, [one for one in added if one.kind == "look"], [one for one in added if one.kind == "eye"]
     for pair in (looks, eyes):
         if len(pair) > 1:
@@ -169,10 +172,31 @@ def guided(added: Sequence[Added], where: str, network: UNet, codec: Autoencoder
         look = looking.look(one.path, one.weights, one.strength, looking.image_encoder(*places[0], device), network.unet, device,
                             dtype)  # fmt: skip
     found_beside = beside.get(int(config.in_channels))
-    told = guides.Guides(where, branches, look, found_beside, codec.factor)
-    if not branches and look is None and found_beside is None:
+    told = guides.Guides(where, followers, look, found_beside, codec.factor)
+    if not followers and look is None and found_beside is None:
         return network, told
-    return guides.Guided(network, branches, look), told
+    return guides.Guided(network, followers, look), told
+
+
+def guided_jointly(added: Sequence[Added], where: str, network: SD3 | Flux, family: str, codec: Autoencoder, device: str,
+                   dtype: torch.dtype) -> tuple[SD3 | Flux | joint_guides.GuidedJoint, guides.Guides]:  # fmt: skip
+    """As `guided`, of Stable Diffusion 3 and Flux, whose ControlNets alone are read."""
+    followers = []
+    for one in added:
+        if one.kind == family:
+            place = one.path.resolve()
+            followers.append(joint_guides.branch(Folder(place.parent), place.name, _name(one.path), one.strength, family, network,
+                                                 codec, device, dtype))  # fmt: skip
+        elif one.kind in TOLD:
+            raise _other(one)
+    told = guides.Guides(where, followers, factor=codec.factor)
+    return (joint_guides.GuidedJoint(network, followers) if followers else network), told
+
+
+def _other(one: Added) -> UserError:
+    """Of a guide that is made for another family."""
+    made = joint_guides.NAMES.get(one.kind, "Stable Diffusion 1, 2 and XL")
+    return UserError(f"adapter: {one.path} steers {made} only; leave it out")
 
 
 def _targets(network: nn.Module, encoders: Sequence[Encoder]) -> dict[str, nn.Module]:

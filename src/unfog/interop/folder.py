@@ -14,7 +14,7 @@ from unfog.diffusion import Gaussian
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.schedules import Linear, Table
 from unfog.errors import UserError, shown, unknown
-from unfog.interop import added, guides, joint, original, single
+from unfog.interop import added, guides, joint, joint_guides, original, single
 from unfog.interop import layout as layouts
 from unfog.interop.clip import Tokens
 from unfog.interop.flows import FlowSteps
@@ -110,12 +110,16 @@ def _flowing(found: Layout, adapters: Sequence[str | Path], prediction: str | No
     joint.fitting(root, space)
     joint.tried(root, network.to(device), sizes)
     added.apply(extra, network.transformer, space)
+    whole, space.guides = added.guided_jointly(extra, root.name, network, family, codec, device, dtype)
+    denoiser = Preconditioned(whole, Gaussian(Linear()), "flow", "flow")
+    if space.guides.branches:
+        joint_guides.trial(denoiser, space.guides, sizes)
     few = family == "flux" and not sizes.guided
     defaults = {"sampler": "lcm" if steps.settings.get("stochastic_sampling") else "euler" if few else "auto",
                 "steps": 4 if few else 28, "scale": 1.0 if family == "flux" else 7.0}  # fmt: skip
     return Model.of(Parts(
         name=root.resolve().name, hash=layouts.identity(layouts.files(found)), kind=modality("image"), space=space,
-        denoiser=Preconditioned(network, Gaussian(Linear()), "flow", "flow"), defaults=defaults, device=device, dtype=dtype,
+        denoiser=denoiser, defaults=defaults, device=device, dtype=dtype,
         folder=root, card=space.card(), grids=steps.grid(space.patches), adapters=extra,
     ))  # fmt: skip
 

@@ -6,17 +6,14 @@
     IP-Adapter     tokens of a reference through keys and values of its own (`looking.py`)
     beside         x ← [x, mask, latents of the masked picture] (9 channels), or [x, depth] (5 channels)
 
-diffusers builds the first two from the folder's config; weights are read and checked as those of the folder itself.
+`branches.py` makes the first two of their folders; `joint_guides.py` has the ControlNets of Stable Diffusion 3 and Flux.
 Sources: Zhang et al. 2023 (ControlNet), arXiv:2302.05543; Mou et al. 2023 (T2I-Adapter), arXiv:2302.08453.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,35 +24,49 @@ from torch import Tensor, nn
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError, shown, unknown
 from unfog.interop import union
-from unfog.interop.looking import Look, fit
-from unfog.interop.networks import UNet, added, built, config_of, filled, known, package
-from unfog.interop.safe import Folder, Weights
-from unfog.interop.single import held, unet_name
+from unfog.interop.looking import Look
+from unfog.interop.networks import UNet, added, known
 from unfog.modalities.contract import Cond
 from unfog.requests import GenerateRequest
 from unfog.steer import Hints, hash_of, reference_of
 from unfog.wishes import ControlAsked
 
 CONTROLNET, T2I, UNION = "controlnet", "t2i", "union"
-MADE_BY = {CONTROLNET: ("controlnets.controlnet", "ControlNetModel"), T2I: ("adapter", "T2IAdapter"),
-           UNION: ("controlnets.controlnet_union", "ControlNetUnionModel")}  # fmt: skip
 INPAINT, DEPTH = "inpaint", "depth"
-# What of its config a ControlNet must share with the U-Net whose copy it is.
-SHARED = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type", "class_embed_type",
-          "addition_time_embed_dim", "projection_class_embeddings_input_dim", "encoder_hid_dim_type")  # fmt: skip
 
 
-class Branch(nn.Module):
-    """One that follows a picture. kind: CONTROLNET, UNION or T2I. channels: of the picture, whose sides are multiples of `unit`.
+class Follower(nn.Module):
+    """One that follows a picture. channels: of what its network is told of the picture, whose sides are multiples of `unit`.
     alone: heeded by the prompt's branch of guidance only, as it says nothing of places. kinds: the names of each kind of picture
-    that a UNION follows."""
+    that a union follows."""
+
+    def __init__(self, name: str, kind: str, strength: float, channels: int, alone: bool = False, unit: int = 1,
+                 kinds: Sequence[Sequence[str]] = ((),)) -> None:  # fmt: skip
+        super().__init__()
+        self.name, self.kind, self.strength, self.channels, self.alone = name, kind, strength, channels, alone
+        self.unit, self.kinds = unit, kinds
+
+    @property
+    def colours(self) -> int:
+        """Channels of the picture."""
+        return self.channels
+
+    def nothing(self, frame: tuple[int, int]) -> Tensor:
+        """What stands for a picture of this frame (width, height) that is not given."""
+        return torch.zeros(self.channels, frame[1], frame[0])
+
+    def seen(self, picture: Tensor) -> Tensor:
+        """What the network is told of a picture (c, H, W) in [0, 1]."""
+        return picture
+
+
+class Branch(Follower):
+    """Of a U-Net; kind: CONTROLNET, UNION or T2I."""
 
     def __init__(self, name: str, kind: str, strength: float, network: nn.Module, channels: int, alone: bool = False,
                  unit: int = 1, kinds: Sequence[Sequence[str]] = ((),)) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(name, kind, strength, channels, alone, unit, kinds)
         self.network = network if kind == T2I else UNet(network).unet  # so its attention, too, remembers its text
-        self.name, self.kind, self.strength, self.channels, self.alone = name, kind, strength, channels, alone
-        self.unit, self.kinds = unit, kinds
         self.kept: tuple[Tensor, list[Tensor]] | None = None
 
     def added(self, x: Tensor, level: Tensor, text: Tensor, beside: Any, hint: Tensor, strength: Tensor,
@@ -151,13 +162,13 @@ class Guides:
     autoencoder."""
 
     where: str = "this model"
-    branches: Sequence[Branch] = ()
+    branches: Sequence[Follower] = ()
     look: Look | None = None
     beside: str | None = None
     factor: int = 8
 
     @property
-    def places(self) -> list[tuple[Branch, Sequence[str]]]:
+    def places(self) -> list[tuple[Follower, Sequence[str]]]:
         """Each picture that may be followed: by which branch, and, of a union, the names of its kind."""
         return [(branch, words) for branch in self.branches for words in branch.kinds]
 
@@ -194,7 +205,7 @@ class Guides:
     def _controls(self, asked: Sequence[ControlAsked], frame: tuple[int, int], cells: tuple[int, int]) -> tuple[Any, ...]:
         cond: dict[str, Tensor] = {}
         places = self.places
-        parts = [torch.zeros(branch.channels, frame[1], frame[0]) for branch, _ in places]
+        parts = [branch.nothing(frame) for branch, _ in places]
         strengths, intervals = torch.zeros(len(parts)), np.tile([0.0, 1.0], (len(parts), 1))
         told: list[dict[str, Any]] = []
         taken: list[int] = []
@@ -214,7 +225,7 @@ class Guides:
             if frame[0] % branch.unit or frame[1] % branch.unit:
                 raise UserError(f"size: {branch.name} reads pictures whose sides are multiples of {branch.unit}, not "
                                 f"{frame[0]}x{frame[1]}; give such a size")  # fmt: skip
-            parts[place], strengths[place] = hint, one.strength * branch.strength
+            parts[place], strengths[place] = branch.seen(hint), one.strength * branch.strength
             intervals[place] = one.interval
         if not parts:
             return cond, {}, intervals, {"control": told}
@@ -228,7 +239,7 @@ class Guides:
         from unfog.modalities.image.controls import framed, planes
 
         place = self._find(kind)
-        channels = 1 if place < 0 else self.places[place][0].channels
+        channels = 1 if place < 0 else self.places[place][0].colours
         seen = planes(framed(picture, frame, clear=False))[0, :3]
         if channels == 1:
             seen = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), seen, 1)[None]  # as Pillow makes grey of colours
@@ -260,120 +271,6 @@ def depth_of(depth: Tensor, cells: tuple[int, int]) -> Tensor:
     small = F.interpolate(depth, cells, mode="bicubic", align_corners=False)
     low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
     return torch.where(high > low, 2.0 * (small - low) / (high - low).clamp(min=1e-12) - 1.0, 0.0)
-
-
-def branch(folder: Folder, component: str, kind: str, strength: float, base: UNet, channels: int, factor: int,
-           device: str, dtype: torch.dtype) -> Branch:  # fmt: skip
-    """A ControlNet's (of several kinds, too) or T2I-Adapter's folder, made for this U-Net, whose latents have `channels` and are
-    `factor` smaller.
-
-    Raises UserError naming the file that is damaged, or what does not fit.
-    """
-    where = folder.root / component / "config.json"
-    config = config_of(folder, component)
-    module, name = MADE_BY[kind]
-    kinds = union.kinds_of(where, config) if kind == UNION else ((),)
-    for key in ("conditioning_embedding_out_channels", "channels"):
-        value = config.get(key)
-        if value is not None and not (isinstance(value, list) and 0 < len(value) <= 12
-                                      and all(type(v) is int and 0 < v <= 32_768 for v in value)):  # fmt: skip
-            raise UserError(f"{where}: {key} must be a list of whole numbers, got {shown(value)}; get the folder again")
-    for key, most in (("conditioning_channels", 16), ("num_res_blocks", 32), ("downscale_factor", 64)):
-        if key in config and not (type(config[key]) is int and 0 < config[key] <= most):
-            raise UserError(f"{where}: {key} must be a whole number from 1 to {most}, got {shown(config[key])}")
-    network = built(where, package(f"diffusers.models.{module}", name), config)
-    own: Any = network.config
-    _fits(where, own, kind, base.unet.config, channels, factor)
-    read = int(own.in_channels if kind == T2I else own.conditioning_channels)
-    if read not in (1, 3):
-        raise UserError(f"{where}: reads {read} channels, which no picture has; give a ControlNet or T2I-Adapter of pictures")
-    filled(network, folder.weights(component, "diffusion_pytorch_model"), dtype)
-    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    alone = kind != T2I and bool(own.global_pool_conditions)
-    return Branch(component, kind, strength, network, read, alone, int(own.downscale_factor) if kind == T2I else 1, kinds)
-
-
-def branch_of_file(path: Path, weights: Weights, strength: float, base: UNet, channels: int, factor: int, device: str,
-                   dtype: torch.dtype) -> Branch:  # fmt: skip
-    """A ControlNet's single file, under the first code's names or diffusers'; without a config it is the copy of this U-Net.
-
-    Raises UserError where it is not.
-    """
-    config: Any = base.unet.config
-    layers = config.layers_per_block
-    if not isinstance(layers, int):
-        raise UserError(f"{path}: is for no network whose levels differ as this model's do; give a folder with a config.json")
-    count = len([name for name in weights.entries if re.fullmatch(r".*input_hint_block\.\d+\.weight", name)])
-    tensors = held(path, {_control_name(name, layers, count): tensor for name, tensor in weights.load().items()})
-    if len(tensors.entries) < len(weights.entries):
-        raise UserError(f"{path}: holds some weights under two names; get the file again")
-    hint = "controlnet_cond_embedding."
-    try:
-        widths = [tensors.entries[f"{hint}conv_in.weight"].shape[0]]
-        while f"{hint}blocks.{2 * len(widths) - 1}.weight" in tensors.entries:
-            widths.append(tensors.entries[f"{hint}blocks.{2 * len(widths) - 1}.weight"].shape[0])
-        read = tensors.entries[f"{hint}conv_in.weight"].shape[1]
-    except (KeyError, IndexError):
-        raise UserError(f"{path}: is laid out as no known ControlNet; give a folder with a config.json") from None
-    make = package("diffusers.models.controlnets.controlnet", "ControlNetModel")
-    own = {key: value for key, value in config.items() if key in inspect.signature(make.__init__).parameters}
-    own |= {"in_channels": channels, "conditioning_channels": read, "conditioning_embedding_out_channels": widths}
-    network = built(path, make, own)
-    fit(path, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, tensors, "a ControlNet")
-    _fits(path, network.config, CONTROLNET, config, channels, factor)
-    if read not in (1, 3):
-        raise UserError(f"{path}: reads {read} channels, which no picture has; give a ControlNet of pictures")
-    filled(network, tensors, dtype)
-    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Branch(path.stem, CONTROLNET, strength, network, int(read))
-
-
-def _control_name(name: str, layers: int, count: int) -> str:
-    """diffusers' name of a ControlNet's weight; count: layers that make its picture as small as latents."""
-    name = name.removeprefix("control_model.")
-    hint = re.fullmatch(r"input_hint_block\.(\d+)\.(.+)", name)
-    if hint:
-        place = int(hint[1]) // 2  # an activation after each
-        inner = "conv_in" if place == 0 else "conv_out" if place == count - 1 else f"blocks.{place - 1}"
-        return f"controlnet_cond_embedding.{inner}.{hint[2]}"
-    name = re.sub(r"^zero_convs\.(\d+)\.0\.", r"controlnet_down_blocks.\1.", name)
-    name = re.sub(r"^middle_block_out\.0\.", "controlnet_mid_block.", name)
-    return unet_name(name, layers)
-
-
-def _fits(where: Any, own: Any, kind: str, base: Any, channels: int, factor: int) -> None:
-    """Raises UserError where a branch is made for another family of networks."""
-
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, (list, tuple)) else value
-
-    def other(key: str, has: Any, wanted: Any) -> UserError:
-        return UserError(f"{where}: {key} is {shown(plain(has))}, the model's {shown(plain(wanted))}; give one made for this "
-                         "model's family")  # fmt: skip
-
-    if kind != T2I:
-        for key in SHARED:
-            has, wanted = plain(getattr(own, key)), plain(getattr(base, key))
-            if has != wanted:
-                raise other(key, has, wanted)
-        if own.in_channels != channels:
-            raise other("in_channels", own.in_channels, channels)
-        if own.controlnet_conditioning_channel_order not in ("rgb", "bgr"):
-            raise other("controlnet_conditioning_channel_order", own.controlnet_conditioning_channel_order, "rgb")
-        shrinks = 2 ** (len(own.conditioning_embedding_out_channels) - 1)
-        if shrinks != factor:
-            raise UserError(f"{where}: shrinks its picture {shrinks} times, the autoencoder {factor} times; give one made for "
-                            "this model's family")  # fmt: skip
-        return
-    large = own.adapter_type == "full_adapter_xl"
-    # of XL's the first level is at half the latents' size
-    if own.downscale_factor != factor * (2 if large else 1):
-        raise other("downscale_factor", own.downscale_factor, factor * (2 if large else 1))
-    light = own.adapter_type == "light_adapter"
-    wanted = list(base.block_out_channels)
-    has = [*own.channels, own.channels[-1]] if light else list(own.channels)
-    if has != wanted and not large:
-        raise other("channels", has, wanted)
 
 
 def trial(denoiser: Preconditioned, told: Guides, cond: Cond) -> None:

@@ -47,15 +47,17 @@ class Sizes:
 
 
 class SD3(nn.Module):
-    """network(x_t (B, C, h, w), σ (B,), cond: text (B, n, d), pooled (B, e))."""
+    """network(x_t (B, C, h, w), σ (B,), cond: text (B, n, d), pooled (B, e); "extra": what is added to each layer)."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer
 
-    def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        added, _ = cond.get("extra", (None, None))
         out: Tensor = self.transformer(hidden_states=x, encoder_hidden_states=cond["text"], pooled_projections=cond["pooled"],
-                                       timestep=level * UNIT, return_dict=False)[0]  # fmt: skip
+                                       timestep=level * UNIT, block_controlnet_hidden_states=added,
+                                       return_dict=False)[0]  # fmt: skip
         return out
 
 
@@ -74,24 +76,33 @@ class Places(nn.Module):
         return kept[1]
 
 
+def packed(x: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (B, C, h, w) as tokens (B, h·w/4, 4·C) of two by two, and the places of tokens and of words, as Flux has them."""
+    b, c, h, w = x.shape
+    places = torch.zeros(h // 2, w // 2, 3, device=x.device)
+    places[..., 1] = torch.arange(h // 2, device=x.device)[:, None]
+    places[..., 2] = torch.arange(w // 2, device=x.device)
+    tokens = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+    return tokens, places.reshape(-1, 3), torch.zeros(text.shape[1], 3, device=x.device)
+
+
 class Flux(nn.Module):
-    """network(x_t (B, C, h, w), σ (B,), cond: text, pooled; guidance (B,) where it is told one). h and w even."""
+    """network(x_t (B, C, h, w), σ (B,), cond: text, pooled; guidance (B,) where it is told one; "extra": what is added to each
+    layer of its two rows). h and w even."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer
         transformer.pos_embed = Places(transformer.pos_embed)  # type: ignore[arg-type]  # which has no weights
 
-    def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Any]) -> Tensor:
         b, c, h, w = x.shape
-        packed = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
-        places = torch.zeros(h // 2, w // 2, 3, device=x.device)
-        places[..., 1] = torch.arange(h // 2, device=x.device)[:, None]
-        places[..., 2] = torch.arange(w // 2, device=x.device)
+        tokens, places, words = packed(x, cond["text"])
+        double, single = cond.get("extra", (None, None))
         out: Tensor = self.transformer(
-            hidden_states=packed, encoder_hidden_states=cond["text"], pooled_projections=cond["pooled"], timestep=level,
-            guidance=cond.get("guidance"), img_ids=places.reshape(-1, 3),
-            txt_ids=torch.zeros(cond["text"].shape[1], 3, device=x.device), return_dict=False,
+            hidden_states=tokens, encoder_hidden_states=cond["text"], pooled_projections=cond["pooled"], timestep=level,
+            guidance=cond.get("guidance"), img_ids=places, txt_ids=words, controlnet_block_samples=double,
+            controlnet_single_block_samples=single, return_dict=False,
         )[0]  # fmt: skip
         return out.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
