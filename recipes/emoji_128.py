@@ -3,12 +3,13 @@
     python tools/data/emoji_128.py --cache CACHE --out data/emoji-128.zip
     unfog train recipes/emoji_128.py --out RUN [--minutes M] [--resume]
 
-On several cores one process each, as emoji_64.py says. The latents are those of the shipped emoji-128-autoencoder.
-The run makes the latents of all pictures once (RUN/latents) and keeps
-its own copy of the autoencoder (RUN/autoencoder), which the model folder carries too.
+On several cores one process each, as emoji_64.py says. The latents are those of the shipped emoji-128-autoencoder. The run makes
+those of all pictures once (RUN/latents) and keeps its own copy of the autoencoder (RUN/autoencoder), which the model folder
+carries too.
 
-32x32 latents of 8 channels are unshuffled by 2: the U-Net is emoji-64's, and works on the same 16x16 grid, on 32 numbers a cell
-where emoji-64 has 64. Network, noise levels and everything else are emoji-64's, so that the two may be compared.
+The U-Net is emoji-64's, and works on the same 32x32 grid, on 8 numbers a cell where emoji-64 has 16. Everything else is
+emoji-64's, too, so that the two may be compared. It is not trained yet: `tools/weights/carried.py latents` makes a start of
+emoji-64's weights.
 """
 
 RECIPE = {
@@ -17,8 +18,8 @@ RECIPE = {
     "size": 128,
     "autoencoder": "emoji-128-autoencoder",
     "network": "unet",
-    "settings": {"unshuffle": 2, "widths": [64, 128, 192], "blocks": [1, 2, 1], "attention": [False, True, False],
-                 "embedding": 192, "text_dim": 384},
+    "settings": {"unshuffle": 1, "widths": [32, 64, 128, 192], "blocks": [1, 1, 2, 1],
+                 "attention": [False, False, True, False], "embedding": 192, "text_dim": 384, "gated": True},
     "dropout": 0.0,
     "schedule": {"name": "cosine"},
     "prediction": "x0",
