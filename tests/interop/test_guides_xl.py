@@ -62,8 +62,20 @@ def test_a_controlnet_of_several_kinds(place):
         made[len(modes)] = walked(model, x, sampler="euler", control=asked(**strengths))
         assert apart(made[len(modes)], wanted) < LATENTS
     assert apart(made[1], made[2]) > LATENTS
-    # a kind of strength 0 is as if it were not there, and the kind that a picture is of counts
     few = {"sampler": "euler", "steps": 2}
+    # diffusers' pipeline stops in guess mode (it tells one item the kinds of two), its network does not
+    branch, generator = model.space.guides.branches[0], torch.Generator().manual_seed(2)
+    text, hint = (torch.randn(shape, generator=generator) for shape in ((1, 7, 64), (1, 3, 32, 32)))
+    beside = {"text_embeds": torch.randn(1, 32, generator=generator), "time_ids": torch.ones(1, 6)}
+    kinds = torch.zeros(1, 8)
+    kinds[:, 3] = 1.0
+    with torch.no_grad():
+        down, middle = net(x, torch.tensor([500.0]), text, [hint], kinds, [3], conditioning_scale=[0.8], guess_mode=True,
+                           added_cond_kwargs=beside, return_dict=False)  # fmt: skip
+        hints = torch.cat([hint if kind == 3 else torch.zeros_like(hint) for kind in range(8)], dim=1)
+        found = branch.added(x, torch.tensor([500.0]), text, beside, hints, 0.8 * kinds, True)
+    assert len(found) == len(down) + 1 and all(apart(a, b) < LATENTS for a, b in zip(found, [*down, middle], strict=True))
+    # a kind of strength 0 is as if it were not there, and the kind that a picture is of counts
     alone = walked(model, x, control=asked(canny=0.8), **few)
     assert torch.equal(walked(model, x, control=asked(canny=0.8, depth=0.0), **few), alone)
     assert torch.equal(walked(model, x, control=[{**asked(canny=0.8)[0], "kind": "my-union/lineart"}], **few), alone)
