@@ -1,6 +1,7 @@
 """A branch that learns hints: its batches, a run of it from a recipe, and the pictures made with it afterwards."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ import unfog
 from unfog.adapters import read_adapter
 from unfog.cli.app import run
 from unfog.errors import UserError
+from unfog.modalities.image.controls import planes
 from unfog.modalities.image.restyle import FILTERS, UNSEEN, restyled
 from unfog.modalities.image.show import read_recipe
+from unfog.networks.style import StyleReader
+from unfog.networks.unet import UNet
 from unfog.requests import TrainRequest
 from unfog.training.run import run_recipe
 from unfog.training.steering import paired, steered_corpora
+from unfog.training.styling import primed
 
 SETTINGS = {"unshuffle": 4, "widths": [16, 16], "blocks": [1, 1], "attention": [False, True], "embedding": 16}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,6 +179,31 @@ def test_references_show_another_thing_in_the_same_style(tiny_recipe, tiny_corpu
     assert set(fewer.classes) == {1} and fewer.plain == 5 and set(fewer.names) == {f"{i:02}.png" for i in range(1, 13, 2)}
     with pytest.raises(UserError, match="did you mean flat"):
         steered_corpora(tiny_recipe(style_reference=True, held_style="flatt"), [tiny_corpus])
+
+
+def test_a_reader_begins_by_saying_what_a_style_s_name_says(tiny_recipe, tiny_corpus):
+    rng, pictures = np.random.default_rng(0), tiny_corpus.pictures.clone()
+    for i, style in enumerate(tiny_corpus.classes):  # one style is reddish, one bluish, with some noise
+        pictures[i, ..., :3] = torch.from_numpy(rng.integers(0, 90, (16, 16, 3), np.uint8))
+        pictures[i, ..., 2 * style] += 120
+    corpus = steered_corpora(tiny_recipe(style_reference=True), [replace(tiny_corpus, pictures=pictures)])[0]
+    torch.manual_seed(0)
+    base = UNet(channels=4, classes=2, **SETTINGS).eval()
+    with torch.no_grad():
+        for weight in base.parameters():  # modulations and the head begin at zero
+            weight.add_(0.2 * torch.randn_like(weight))
+    reader = StyleReader(base)
+    assert primed(reader, base, corpus, 0) > 0.97
+    looks = reader.looks(planes(pictures))
+    assert looks.mean(0).abs().max() < 0.6 and 0.5 < looks.std(0).median() < 1.5  # measured: each number counts alike
+    x, level = torch.randn(2, 4, 16, 16), torch.zeros(2)
+    nothing = torch.full((2,), 2)
+    with torch.no_grad():
+        named = base(x, level, {"class": torch.tensor([0, 1])})
+        without = base(x, level, {"class": nothing})
+        shown = {"class": nothing, "image": planes(pictures[:2])[:, None], "image_mask": torch.ones(2, 1)}
+        read = base(x, level, reader(shown))
+    assert (read - named).norm() < 0.3 * (without - named).norm()
 
 
 def test_filters_are_the_same_for_one_look_and_keep_what_is_clear():

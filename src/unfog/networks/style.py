@@ -2,11 +2,11 @@
 
     y = softmax(q kᵀ/√d) v  +  w · softmax(q k′ᵀ/√d + ln ρ) v′,     k′, v′ from the references' tokens, v′ zero at first
 
-and w · a map of their mean beside the text's in the conditioning vector, as the levels without attention hear of it there.
-A reference is its looks alone: mean and spread over the pixels of the channels of a small convolutional reader, a token a
-layer, and of the colours at four distances from its border; where things lie is gone, and the reader learns beside the rest
-from references that show something else than what is to be drawn. Several references stand side by side; w is the largest
-weight, ρ each one's share of it.
+and w · a map of their mean beside the text's in the conditioning vector, as the levels without attention hear of it there; at
+first it says what the name of the style would say (training/styling.py). A reference is its looks alone: mean and spread over
+the pixels of the channels of a small convolutional reader, a token a layer, and of the colours at four distances from its
+border; where things lie is gone, and the reader learns beside the rest from references that show something else than what is
+to be drawn. Several references stand side by side; w is the largest weight, ρ each one's share of it.
 Sources: Ye et al. 2023, arXiv:2308.06721 (keys and values of their own for the picture's tokens); Gatys et al. 2016,
 arXiv:1505.07376 (style as statistics over space).
 """
@@ -28,7 +28,13 @@ def layers_of(base: nn.Module) -> list[TextAttention]:
 
 
 class Looks(nn.Module):
-    """Premultiplied RGBA (B, 4, H, W) in [0, 1] to numbers that say how it is drawn, in groups: (B, sum of GROUPS)."""
+    """Premultiplied RGBA (B, 4, H, W) in [0, 1] to numbers that say how it is drawn, in groups: (B, sum of GROUPS).
+
+    mean, spread: of each number over the training pictures, before it is learned what they say (training/styling.py).
+    """
+
+    mean: Tensor
+    spread: Tensor
 
     WIDTHS, BANDS = (24, 32, 48), 4
     GROUPS = (BANDS * 6, *(2 * width for width in WIDTHS))
@@ -37,6 +43,8 @@ class Looks(nn.Module):
         super().__init__()
         before = (4, *self.WIDTHS)
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, 1 if a == 4 else 2, 1) for a, b in zip(before, self.WIDTHS, strict=False))
+        self.register_buffer("mean", torch.zeros(sum(self.GROUPS)))
+        self.register_buffer("spread", torch.ones(sum(self.GROUPS)))
 
     def forward(self, x: Tensor) -> Tensor:
         colour, weights, inside = x[:, :3], [], x[:, 3:]
@@ -54,7 +62,7 @@ class Looks(nn.Module):
         for layer in self.layers:
             y = F.silu(layer(y))
             found += [y.mean((2, 3)), (y.var((2, 3), correction=0) + 1e-6).sqrt()]
-        return torch.cat(found, 1)
+        return (torch.cat(found, 1) - self.mean) / self.spread
 
 
 class StyleReader(nn.Module):

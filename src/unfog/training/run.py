@@ -24,7 +24,9 @@ from unfog.modalities import modality
 from unfog.modalities.contract import Items
 from unfog.modalities.image.data import PictureSet
 from unfog.model import WEIGHTS, Model, load, save_model
+from unfog.networks.style import StyleReader
 from unfog.networks.text import TextEncoder
+from unfog.networks.unet import UNet
 from unfog.precision import fastest
 from unfog.requests import EstimateRequest, TrainRequest
 from unfog.training import began
@@ -49,6 +51,7 @@ from unfog.training.recipe import Recipe, checked, read_recipe
 from unfog.training.report import write_report
 from unfog.training.states import text_states
 from unfog.training.steering import steered_corpora
+from unfog.training.styling import StyledCorpus, primed
 from unfog.training.telemetry import ABOUT, Telemetry
 from unfog.training.trackers import Trackers, check_trackers
 from unfog.training.tuning import named, prepare, settled, tuned, with_prior
@@ -293,6 +296,8 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     stepped = parallelise(network.to(device), recipe, peers, device)
     denoiser = Preconditioned(stepped, process, recipe.prediction, project=project)
     tuning = tuned(recipe, network, denoiser, [corpus, held], model, encoder, device)
+    if isinstance(corpus, StyledCorpus) and isinstance(tuning.learned, StyleReader) and isinstance(network, UNet) and not begun:
+        way += f", {primed(tuning.learned, network, corpus, recipe.seed):.0%} of what styles' names say read off pictures"
     if peers.leads:
         print(f"{recipe.name}: {told(corpus)}, {millions:.1f}M parameters{way}, "
               f"{device} {str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",
