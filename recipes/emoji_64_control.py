@@ -13,14 +13,14 @@ Data: emoji-64's training pictures; of OpenMoji's every second line drawing is t
 out (tools/data/furniture.py): no emoji has any. 3.4M weights, 6.7 MB at half precision. `start` and the settings above `control`
 are emoji-64's own, and must be.
 
-The shipped branch took 1,400 steps in some 70 minutes of one core. Held-out x0 error at ln(sigma/alpha) = -2 to 3, hints given:
-.0058 .0089 .0182 .0376 .0701 .128 (emoji-64 without: .0054 .0086 .0187 .0463 .118 .234). benchmarks/results/control.json has how
-well it is followed.
+The shipped branch took 1,200 steps in 28 minutes of one core (bf16). Held-out x0 error at ln(sigma/alpha) = -2 to 3, with the
+hint of line art: .0029 .0071 .0163 .0344 .0625 .111 (emoji-64 without: .0028 .0070 .0170 .0437 .111 .217).
+benchmarks/results/control.json has how well it is followed.
 
-A step of 64 takes some 2.2 s of processor time on one thread of a crowded core (60 minutes: 1,600 steps). The learning rate is
-constant until 60 % of `steps`: give --steps what the time allows. It is high because the zero-initialised maps have to grow
-first: with the hint of low resolution and no caption, at ln(sigma/alpha) from 1 to 3, the error after 20 steps of 16 was 0.79 of
-the model's alone at 1e-2 and 0.92 at 4e-3; with line art 0.97 at 4e-3; 83 steps of 64 at 1e-3 had moved nothing.
+A step of 64 takes some 1.3 s on one core in bf16 and 2.2 s in float32. The learning rate is constant until 60 % of `steps`: give
+--steps what the time allows. It is high because the zero-initialised maps have to grow first: with the hint of low resolution
+and no caption, at ln(sigma/alpha) from 1 to 3, the error after 20 steps of 16 was 0.79 of the model's alone at 1e-2 and 0.92 at
+4e-3; with line art 0.97 at 4e-3; 83 steps of 64 at 1e-3 had moved nothing.
 """
 
 RECIPE = {
@@ -45,7 +45,7 @@ RECIPE = {
     "drop_style": 0.2,
     "batch": 64,
     "accumulate": 2,
-    "steps": 1400,
+    "steps": 1200,
     "lr": 6e-3,
     "warm_up": 50,
     "decay": 0.4,

@@ -218,7 +218,6 @@ def test_a_hint_lies_where_the_picture_does(model, tmp_path):
     ("fields", "line"),
     [
         ({"control": ["lineart=none.png"]}, "none.png: cannot be read"),
-        ({"control": ["depth=s.png"]}, "control: emoji-64 has not learned depth"),
         ({"style_image": ["s.png"]}, "style: emoji-64 has no branch for it"),
         ({"settings": {"guess": "on"}}, "settings: emoji-64 has none of its own; leave out guess"),
         ({"settings": {"size": "64x64"}}, "settings: the size is the item's own; leave size out"),

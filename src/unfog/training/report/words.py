@@ -161,8 +161,8 @@ def _average(run: Run) -> str:
     worse = [held / raw - 1 for held, raw in pairs if held is not None and raw]
     if len(worse) < 2 or statistics.median(worse) <= RISE:
         return ""
-    return (f"Held-out loss of the average is {statistics.median(worse):.0%} above that of the weights themselves: the run is "
-            "too short for so wide an average. Train for longer, or lower ema.")  # fmt: skip
+    return (f"Held-out loss of the average is {statistics.median(worse):.0%} above that of the weights themselves: they move too "
+            "fast for so wide an average. Lower ema, or take a narrower one: unfog average.")  # fmt: skip
 
 
 def _nothing_held_out(run: Run) -> str:
