@@ -1,16 +1,32 @@
 """Which number format a network runs fastest in here: bf16 where the processor has it natively, else float32.
 
 Decided by what the processor says, not by a timing: a choice that a busy moment can turn would let the same seed give other
-bytes. float16 is never chosen on a CPU: torch has no fast path for it there (0.4-3 GFLOP/s against 100 and more).
+bytes. The environment variable UNFOG_PRECISION, float32 or bfloat16, decides instead where it is set: for the same pictures on
+machines of several kinds, say. float16 is never chosen on a CPU: torch has no fast path for it there (0.4-3 GFLOP/s against 100
+and more).
 """
 
 from __future__ import annotations
 
+import os
+
 import torch
+
+from unfog.errors import UserError, shown
+
+OVERRIDE = "UNFOG_PRECISION"
+KNOWN = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def fastest(device: str = "cpu") -> torch.dtype:
-    """The dtype to compute in, always the same on one machine; weights stay float32 in training."""
+    """The dtype to compute in, always the same on one machine; weights stay float32 in training.
+
+    Raises UserError where UNFOG_PRECISION names none that is known.
+    """
+    if wanted := os.environ.get(OVERRIDE):
+        if wanted not in KNOWN:
+            raise UserError(f"{OVERRIDE}: {shown(wanted)} is not one of {', '.join(KNOWN)}; set it to one, or unset it")
+        return KNOWN[wanted]
     if device != "cpu":
         return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
     has = torch.cpu.get_capabilities()

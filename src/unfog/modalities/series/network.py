@@ -155,7 +155,7 @@ class SeriesNetwork(nn.Module):
         y = self.head(modulate(self.norm(y), *self.modulation(vector).chunk(2, dim=-1)))
         whole = y.new_zeros(*wanted.shape, self.patch).scatter(1, order[..., None].expand_as(y), y * mask[..., None])
         out = torch.zeros_like(x)
-        out[tables.at] = whole.flatten(1) * unknown
+        out[tables.at] = (whole.flatten(1) * unknown).to(out.dtype)
         return out
 
 

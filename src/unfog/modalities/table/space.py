@@ -76,7 +76,8 @@ class TableSpace:
 
     def decode(self, x0: Tensor, cond: Cond) -> list[Row]:
         """Rows; what the network was told is there as told."""
-        codes, told = cond["given"].cpu().double().numpy()[:, : x0.shape[1]], cond["given"].cpu().numpy()[:, x0.shape[1] :] > 0.5
+        given = cond["given"].cpu().double().numpy()
+        codes, told = given[:, : x0.shape[1]], given[:, x0.shape[1] :] > 0.5
         x = np.where(np.repeat(told, self.widths, 1), codes, x0.cpu().double().numpy())
         parts = np.split(x, np.cumsum(self.widths)[:-1], 1)
         return [{c["name"]: cell(c, part[i]) for c, part in zip(self.columns, parts, strict=True)} for i in range(len(x))]
