@@ -163,7 +163,12 @@ def view(mesh: Mesh, yaw: float, pitch: float, rng: np.random.Generator) -> tupl
     direction = straight[..., 5:] / np.maximum(np.linalg.norm(straight[..., 5:], axis=-1, keepdims=True), 1e-6)
     full = cover[..., 0] >= 0.5  # a map has no soft border: half a depth would be another depth
     depth, normal = np.where(full, straight[..., 4], 0), np.where(full[..., None], direction / 2 + 0.5, 0)
-    return tuple(Image.fromarray((x * 255).round().clip(0, 255).astype(np.uint8)) for x in (picture, depth, normal))  # type: ignore[return-value]
+    return shown(picture), shown(depth), shown(normal)
+
+
+def shown(x: Floats) -> Image.Image:
+    """A picture of (H, W), (H, W, 3) or (H, W, 4) numbers in [0, 1]."""
+    return Image.fromarray((x * 255).round().clip(0, 255).astype(np.uint8))
 
 
 def shaded(mesh: Mesh, owner: NDArray[np.int64], weights: Floats, normals: Floats) -> Floats:

@@ -63,8 +63,9 @@ class SD3Branch(JointBranch):
               sums: list[list[Tensor] | None]) -> None:  # fmt: skip
         """Add what is said of a hint (B, C, h, w) at strength (B, 1) to the sums of each row of layers."""
         own: Any = self.network.config
+        theirs: Any = base.transformer
         found = self.network(
-            hidden_states=x if own.use_pos_embed else base.transformer.pos_embed(x),  # type: ignore[operator]
+            hidden_states=x if own.use_pos_embed else theirs.pos_embed(x),
             controlnet_cond=hint, encoder_hidden_states=None if own.joint_attention_dim is None else cond["text"],
             pooled_projections=torch.zeros_like(cond["pooled"]) if own.force_zeros_for_pooled_projection else cond["pooled"],
             timestep=level * UNIT, return_dict=False,
