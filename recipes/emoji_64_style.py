@@ -34,7 +34,7 @@ RECIPE = {
     "batch": 64,
     "accumulate": 2,
     "steps": 1500,
-    "lr": 4e-3,
+    "lr": 2e-3,
     "warm_up": 50,
     "decay": 0.4,
     "ema": 0.08,

@@ -299,10 +299,27 @@ def test_a_report_tells_train_and_held_out_apart(tiny_recipe, tiny_corpus):
     assert values == again and sheet.mode == "RGB"
     assert values["held_out"] != values["train"] != values["raw"] != values["held_out"] and values["ema_distance"] > 0
     assert values["samples"] == 16 and all(error > 0 for error in values["held_out_se"].values())
-    assert set(values) == {"held_out", "held_out_se", "train", "raw", "ema_distance", "samples", "copies", "copies_real",
+    assert set(values) == {"held_out", "held_out_se", "train", "raw", "ema_distance", "kept", "samples", "copies", "copies_real",
                            "nearest", "nearest_real"}  # fmt: skip
     alone, _ = Watch(recipe, tiny_corpus, tiny_corpus, watch.process, torch.float32, "cpu")(average, network)
     assert "train" not in alone and alone["held_out"] == pytest.approx(values["train"])
+
+
+def test_a_run_keeps_the_average_or_the_weights_whichever_is_nearer(tiny_recipe, tiny_corpus, monkeypatch):
+    import copy
+
+    recipe = tiny_recipe()
+    good = build_network(recipe, {"channels": 4, "classes": 2})
+    bad = copy.deepcopy(good)
+    with torch.no_grad():
+        for p in bad.parameters():
+            p.add_(0.1)
+    seen = Watch(recipe, tiny_corpus, tiny_corpus, Gaussian(schedule_from_config(recipe.schedule)), torch.float32, "cpu")
+    drawn = []
+    draw = watch.draw_samples
+    monkeypatch.setattr(watch, "draw_samples", lambda denoiser, *more: drawn.append(denoiser.network) or draw(denoiser, *more))
+    first, second, same = (seen(*pair)[0] for pair in ((good, bad), (bad, good), (good, good)))
+    assert [first["kept"], second["kept"], same["kept"]] == [1, 0, 1] and drawn == [good, good, good]
 
 
 # trackers

@@ -188,6 +188,9 @@ def latents(model: Model, codec: Any, data: PictureSet) -> tuple[UNet, dict[str,
     weights["stem.conv.weight"] = torch.einsum("oikl,ij->ojkl", stem, to_x)
     weights["head.conv.weight"] = torch.einsum("ji,iokl->jokl", to_z, head)
     weights["head.conv.bias"] = to_z @ weights["head.conv.bias"] + z_bias
+    for name in ("gate.conv.weight", "gate.conv.bias"):  # what share of a pixel's numbers is taken, that of the cell's
+        if name in weights:
+            weights[name] = weights[name].mean(0, keepdim=True).repeat_interleave(len(to_z), 0)
     network: Any = build_network("image", "unet", settings)
     tried = {}
     for shift in SHIFTS:

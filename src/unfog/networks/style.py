@@ -2,11 +2,11 @@
 
     y = softmax(q kᵀ/√d) v  +  w · softmax(q k′ᵀ/√d + ln ρ) v′,     k′, v′ from the references' tokens, v′ zero at first
 
-and w · a map of their mean beside the text's in the conditioning vector, as the levels without attention hear of it there; at
-first it says what the name of the style would say (training/styling.py). A reference is its looks alone: mean and spread over
-the pixels of the channels of a small convolutional reader, a token a layer, and of the colours at four distances from its
-border; where things lie is gone, and the reader learns beside the rest from references that show something else than what is
-to be drawn. Several references stand side by side; w is the largest weight, ρ each one's share of it.
+and w · two maps of their mean beside the text's in the conditioning vector, as the levels without attention hear of it there: one
+says what the name of the style would say and is kept (training/styling.py), the other is learned with the values. A reference is
+its looks alone: mean and spread over the pixels of the channels of a small convolutional reader, a token a layer, and of the
+colours at four distances from its border; where things lie is gone. Several references stand side by side; w is the largest
+weight, ρ each one's share of it.
 Sources: Ye et al. 2023, arXiv:2308.06721 (keys and values of their own for the picture's tokens); Gatys et al. 2016,
 arXiv:1505.07376 (style as statistics over space).
 """
@@ -82,7 +82,11 @@ class StyleReader(nn.Module):
         inner = [layer.heads * layer.head_dim for layer in layers_of(base)]
         self.keys = nn.ModuleList(nn.Linear(width, size, bias=False) for size in inner)
         self.values = nn.ModuleList(zero_(nn.Linear(width, size, bias=False)) for size in inner)
-        self.pooled = nn.Sequential(nn.Linear(sum(self.groups), vector), nn.SiLU(), zero_(nn.Linear(vector, vector)))
+        self.named, self.more = (
+            nn.Sequential(nn.Linear(sum(self.groups), vector), nn.SiLU(), zero_(nn.Linear(vector, vector))) for _ in range(2)
+        )
+        for part in (self.looks, self.named):  # what names are read off must stay as it was
+            part.requires_grad_(False)
         number_layers(base)
 
     def forward(self, cond: Cond) -> Cond:
@@ -100,7 +104,7 @@ class StyleReader(nn.Module):
         bias = gone.repeat_interleave(len(self.groups), dim=1)
         pairs = [(key(tokens), value(tokens) * most[:, None, None], bias)
                  for key, value in zip(self.keys, self.values, strict=True)]  # fmt: skip
-        pooled = (self.pooled(looks) * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
+        pooled = ((self.named(looks) + self.more(looks)) * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
         rest = {key: value for key, value in cond.items() if key not in ("image", "image_mask")}
         return {**rest, "image_kv": pairs, "vector": pooled * most[:, None]}
 

@@ -4,8 +4,9 @@
 
 The style's own name is never told, so that the reference is all that says it. Half of the items are filtered together with
 their reference into a look of their own (`modalities/image/restyle.py`), so that looks are read and not one of a few styles.
-Before, where the model knows styles by name, the reader learns to say of a picture what its style's name would say: that takes
-half a minute, and by denoising alone more than an hour.
+Before, where the model knows styles by name, the reader learns to say of a picture what its style's name would say, and that
+part is left alone from then on: it takes half a minute and draws the right style nearly as often as the name itself. Denoising
+made it forget that: after 900 steps a quarter of the references were still nearest to the right name.
 Source: Ye et al. 2023, arXiv:2308.06721.
 """
 
@@ -118,19 +119,19 @@ def primed(reader: StyleReader, network: UNet, corpus: StyledCorpus, seed: int) 
     looks = ((raw - reader.looks.mean) / reader.looks.spread)[torch.from_numpy(named).to(device)]
     vectors = (names.weight[:-1] - names.weight[-1]).detach().float()
     wanted = vectors[torch.from_numpy(corpus.classes[chosen][named].astype(np.int64)).to(device)]
-    optimiser = torch.optim.AdamW(reader.pooled.parameters(), lr=RATE, weight_decay=0.01)
+    reader.named.requires_grad_(True)
+    optimiser = torch.optim.AdamW(reader.named.parameters(), lr=RATE, weight_decay=0.01)
     for step in range(PRIMING):
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(1.0, 2 * (1 - step / PRIMING))
         rows = torch.from_numpy(rng.integers(len(looks), size=NAMED)).to(device)
-        loss = (reader.pooled(looks[rows]) - wanted[rows]).square().sum(1).mean()
+        loss = (reader.named(looks[rows]) - wanted[rows]).square().sum(1).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
+    reader.named.requires_grad_(False)
     with torch.no_grad():
-        return 1 - float(
-            (reader.pooled(looks) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-9)
-        )
+        return 1 - float((reader.named(looks) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-9))
 
 
 def styled_corpus(recipe: Recipe, own: dict[str, Any]) -> StyledCorpus:

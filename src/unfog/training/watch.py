@@ -5,6 +5,7 @@ Everything here is drawn once from fixed seeds, so that the figures of two repor
     held_out, held_out_se   mean loss of the average over held-out pictures, and its standard error over the pictures
     train                   the same over as many training pictures: the gap to held_out is what does not generalise
     raw                     held-out loss of the weights themselves; raw − held_out is what averaging gains
+    kept                    1 where the average is what the run keeps and draws with, 0 where the weights themselves are nearer
     ema_distance            |w̄ − w| / |w|
     copies, copies_real     share of samples that score more as copies than all but 5 % of real unseen pictures do
     nearest, nearest_real   median distance to the likeliest original (RMS, aligned and recoloured, at 32×32)
@@ -12,7 +13,7 @@ Everything here is drawn once from fixed seeds, so that the figures of two repor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ KNOWN = 10_000  # training pictures, drawn by a fixed seed where there are more,
 NEAR = 2_000  # items of other kinds, for whom each is encoded anew
 UNSEEN = 128  # real pictures that say how near an unseen one comes
 QUANTILE = 0.05  # of them; with as few samples as a sheet holds, 1 % could not be told from 0
+MARGIN = 0.005  # by which the weights must be nearer than their average to be kept
 BLOCK = 2_048  # training pictures at once: 32 MB at 64 pixels
 
 
@@ -169,11 +171,19 @@ class Watch:
         if raw is not None:
             values["raw"] = held_out_loss(self._denoiser(raw), self.held, self.dtype, self.device)
             values["ema_distance"] = distance(average, raw)
-        made, labels, spots = draw_samples(averaged, self.held, self.recipe, self.dtype, self.device)
+            values["kept"] = int(not self.raw_is_nearer(values))
+        drawing = averaged if raw is None or values["kept"] else self._denoiser(raw)
+        made, labels, spots = draw_samples(drawing, self.held, self.recipe, self.dtype, self.device)
         if self.corpus.plain > 1:
             self.copies = self.copies or copy_check(self.corpus, self.held)
             values |= self.copies(made) if isinstance(self.copies, CopyCheck) else self.copies(spots)
         return values, self.held.sheet(made, labels)
+
+    @staticmethod
+    def raw_is_nearer(values: Mapping[str, Any]) -> bool:
+        """Whether the weights' held-out losses are below those of their average, by MARGIN in the geometric mean."""
+        raw, held = (np.maximum(list(values[key].values()), 1e-12) for key in ("raw", "held_out"))
+        return float(np.log(raw / held).mean()) < -MARGIN
 
     def _denoiser(self, network: nn.Module) -> Preconditioned:
         return Preconditioned(network.eval(), self.process, self.recipe.prediction, sigma_min=self.recipe.sigma_min,

@@ -39,6 +39,27 @@ def outline(x: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.cat([colour.clamp(0, 1), grown], 1)
 
 
+def ink(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Drawn lines: dark ones of 1 to 3 pixels around it, and a pixel or two inside where its colours change."""
+    wide, dark = int(rng.integers(1, 4)), _colour(rng) * 0.2
+    alpha, grey = x[:, 3:], x[:, :3]
+    near = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    change = F.max_pool2d(near, 3, 1) + F.max_pool2d(-near, 3, 1)  # the range of each channel over a pixel's neighbours
+    line = ((change.amax(1, keepdim=True) - float(rng.uniform(0.2, 0.5))) * 8).clamp(0, 1) * alpha
+    grown = F.max_pool2d(alpha, 2 * wide + 1, 1, wide)
+    inside = (x[:, :3] * (1 - line) + dark * line) * alpha
+    return torch.cat([((inside + dark * (grown - alpha)) / grown.clamp(min=1e-3)).clamp(0, 1), grown], 1)
+
+
+def flat(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Areas of one colour: each pixel takes the middle value of its neighbours, channel by channel, some times over."""
+    colour = x[:, :3]
+    for _ in range(int(rng.integers(2, 5))):
+        shifted = F.unfold(F.pad(colour, (2, 2, 2, 2), mode="replicate"), 5).unflatten(1, (3, 25))
+        colour = shifted.median(2).values.unflatten(-1, x.shape[2:])
+    return _with(x, colour)
+
+
 def rim(x: Tensor, rng: np.random.Generator) -> Tensor:
     """Darker or lighter towards the border, inside."""
     wide = int(rng.integers(1, 5))
@@ -108,7 +129,9 @@ def sticker(x: Tensor, rng: np.random.Generator) -> Tensor:
     return x
 
 
-FILTERS: dict[str, Filter] = {f.__name__: f for f in (outline, rim, posterise, blur, contrast, saturate, tint, shade, mosaic)}
+FILTERS: dict[str, Filter] = {
+    f.__name__: f for f in (outline, ink, flat, rim, posterise, blur, contrast, saturate, tint, shade, mosaic)
+}
 UNSEEN: dict[str, Filter] = {"duotone": duotone, "sticker": sticker}
 
 

@@ -162,7 +162,8 @@ def _average(run: Run) -> str:
     if len(worse) < 2 or statistics.median(worse) <= RISE:
         return ""
     return (f"Held-out loss of the average is {statistics.median(worse):.0%} above that of the weights themselves: they move too "
-            "fast for so wide an average. Lower ema, or take a narrower one: unfog average.")  # fmt: skip
+            "fast for so wide an average, and the run keeps the weights. Lower ema, or take a narrower one: "
+            "unfog average.")  # fmt: skip
 
 
 def _nothing_held_out(run: Run) -> str:
