@@ -1,11 +1,14 @@
 """How closely pictures take the style of a reference, by weight, and what that costs their prompts; held-out concepts alone.
 
-    python benchmarks/style.py [--adapter RUN] [--pictures 40] [--steps 20] [--grid FILE.png]
+    python benchmarks/style.py [--adapter RUN] [--pictures 80] [--steps 20] [--grid FILE.png]
 
 Prompts are held-out concepts; references are training pictures of other concepts, one a prompt, of each style by turns.
     style          share that the independent classifier says to be of the reference's style, of the styles that were taught
     R@1            the judge's retrieval of the prompt, with references and (weight 0) without any
-    distance       from the reference's looks to the picture's (unfog.evaluation.looks, standardised; RMS), by weight
+    surprise       -ln of the probability that the classifier gives the reference's style, by weight: the distance of styles
+    looks          from the reference's looks to the picture's (unfog.evaluation.looks, standardised; RMS): of real pictures of
+                   one style 1.1, of two 1.3, as most of it is what they show
+    named          the same of the model told the style by its name: what a reference can reach
     held style     `held_style` of the reader's recipe, which the reader was not taught (the model itself was, by name): share
                    whose looks are nearer to the mean of that style's training pictures than to that of any taught style
     unseen filters references filtered as neither the reader nor the model was ever shown (restyle.UNSEEN): share whose looks are
@@ -50,7 +53,7 @@ def made(model: unfog.model.Model, items: list[Any], references: np.ndarray, wei
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter")
-    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--pictures", type=int, default=80)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--grid", type=Path)
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -70,6 +73,11 @@ def main() -> None:
         parts = [looks_.looks(scorer.lite0, sized(pictures[i : i + BATCH], looks_.SIDE)) for i in range(0, len(pictures), BATCH)]
         return scorer.standardise_looks(torch.cat(parts))
 
+    @torch.inference_mode()
+    def surprise(seen: torch.Tensor, styles: list[str]) -> float:
+        places = [scorer.style_names.index(style) for style in styles]
+        return float(-torch.log_softmax(scorer.style(seen), 1)[range(len(places)), places].mean())
+
     def apart(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
         return (a - b).square().mean(1).sqrt().numpy()
 
@@ -82,29 +90,42 @@ def main() -> None:
     references = drawn(asked)
     shown = looks(references)
     found: dict[str, Any] = {"model": model.hash, "reader": model.adapters[-1].hash, "pictures": len(items), "held style": held}
+
+    def measured(pictures: np.ndarray) -> dict[str, float]:
+        said, seen = scorer.styles(pictures), looks(pictures)
+        row = {"style": float(np.mean([a == b for a, b in zip(said, asked, strict=True)])), "R@1": judge(pictures, names),
+               "surprise": surprise(seen, asked), "looks": float(apart(seen, shown).mean())}  # fmt: skip
+        print(", ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True)
+        return row
+
     rows, sheet = [], [Image.fromarray(p) for p in references[:12]]
     for weight in WEIGHTS:
+        print(f"weight {weight}: ", end="")
         pictures = made(model, items, references, weight, given.steps)
-        said = scorer.styles(pictures)
-        row = {"weight": weight, "style": float(np.mean([a == b for a, b in zip(said, asked, strict=True)])),
-               "R@1": judge(pictures, names), "distance": float(apart(looks(pictures), shown).mean())}  # fmt: skip
-        rows.append(row)
+        rows.append({"weight": weight, **measured(pictures)})
         sheet += [Image.fromarray(p) for p in pictures[:12]]
-        print(json.dumps({key: round(value, 4) for key, value in row.items()}), flush=True)
     found["by weight"] = rows
+    by_name = [(name, style, seed) for (name, _, seed), style in zip(items, asked, strict=True)]
+    print("named: ", end="")
+    found["named"] = measured(made(model, by_name, references, 0.0, given.steps))
     if held:
         means = {}
         for style in model.styles:
             chosen = rng.permutation(train[style])[:MEAN_OF]
             means[style] = looks(np.stack([data.load(int(i), model.size) for i in chosen])).mean(0, keepdim=True)
         references = drawn([held] * len(items))
-        pictures = made(model, items, references, 1.0, given.steps)
-        seen = looks(pictures)
-        nearest = np.array([apart(seen, means[style].expand_as(seen)) for style in model.styles]).argmin(0)
-        found["held style nearest"] = float((nearest == model.styles.index(held)).mean())
-        found["held style said"] = float(np.mean([style == held for style in scorer.styles(pictures)]))
-        sheet += [Image.fromarray(p) for part in (references[:12], pictures[:12]) for p in part]
-        print(f"held style {held}: nearest {found['held style nearest']:.3f}, said {found['held style said']:.3f}", flush=True)
+        sheet += [Image.fromarray(p) for p in references[:12]]
+        for how, asked_for, weight in (("without", items, 0.0), ("by reference", items, 1.0),
+                                       ("by name", [(name, held, seed) for name, _, seed in items], 0.0)):  # fmt: skip
+            pictures = made(model, asked_for, references, weight, given.steps)
+            seen = looks(pictures)
+            nearest = np.array([apart(seen, means[style].expand_as(seen)) for style in model.styles]).argmin(0)
+            row = {"nearest": float((nearest == model.styles.index(held)).mean()),
+                   "said": float(np.mean([style == held for style in scorer.styles(pictures)])),
+                   "surprise": surprise(seen, [held] * len(items)), "R@1": judge(pictures, names)}  # fmt: skip
+            found[f"held style {how}"] = row
+            sheet += [Image.fromarray(p) for p in pictures[:12]]
+            print(f"held style {held} {how}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True)
     plain = looks(made(model, items, references, 0.0, given.steps))
     for name, filter_ in UNSEEN.items():
         before = drawn(asked)

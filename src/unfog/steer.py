@@ -32,24 +32,26 @@ SHIPPED = Path(__file__).parent / "pretrained"
 
 @dataclass(frozen=True)
 class Hints:
-    """What steers a request. cond: of one item; other: what of it guidance's other branch is told instead; intervals: when each
-    control acts, (K, 2); told: what a picture's recipe says of them."""
+    """What steers a request. cond: of one item; intervals: when each control acts, (K, 2); told: what a picture's recipe says of
+    them."""
 
     cond: dict[str, Tensor]
     intervals: np.ndarray
     told: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def other(self) -> dict[str, Tensor]:
-        """A hint is where things are, in both branches; a style is wanted, and pushed away from its absence."""
-        return {"image_mask": torch.zeros_like(self.cond["image_mask"])} if "image_mask" in self.cond else {}
-
     def beside(self, asked: Asked, told: Callable[[dict[str, Tensor]], dict[str, Tensor]], items: Sequence[Item],
                negative: Any) -> tuple[Cond, Cond]:  # fmt: skip
-        """What `asked` says of items and of guidance's other branch, and the hints to both. told: puts them on the model."""
+        """What `asked` says of items and of guidance's other branch, and the hints to both. told: puts them on the model.
+
+        Of a style what names say of it is said in one, and pushed away from its absence as a name is; the rest in both, else a
+        style that the model has never drawn turns into speckles.
+        """
         (cond, other), steer = asked(items, negative), told(self.cond)
         rows = {key: value.expand(len(items), *value.shape[1:]) for key, value in steer.items()}
-        return {**cond, **rows}, {**other, **steer, **told(self.other)}
+        if "image" in rows:
+            one = rows["image_mask"].new_ones(len(items))
+            return {**cond, **rows, "image_named": one}, {**other, **steer, "image_named": 0 * one[:1]}
+        return {**cond, **rows}, {**other, **steer}
 
 
 def hints_of(request: GenerateRequest, known: Mapping[str, int], frame: tuple[int, int], where: str) -> Hints:

@@ -2,11 +2,11 @@
 
     y = softmax(q kᵀ/√d) v  +  w · softmax(q k′ᵀ/√d + ln ρ) v′,     k′, v′ from the references' tokens, v′ zero at first
 
-and w · two maps of their mean beside the text's in the conditioning vector, as the levels without attention hear of it there: one
-says what the name of the style would say and is kept (training/styling.py), the other is learned with the values. A reference is
-its looks alone: mean and spread over the pixels of the channels of a small convolutional reader, a token a layer, and of the
-colours at four distances from its border; where things lie is gone. Several references stand side by side; w is the largest
-weight, ρ each one's share of it.
+and w times two vectors beside the text's in the conditioning vector, as the levels without attention hear of it there: what the
+names of the known styles say, each as far as the reference is likely to be of it (training/styling.py; then kept), and a map of
+its looks that is learned with the values. A reference is its looks alone: mean and spread over the pixels of the channels of a
+small convolutional reader, a token a layer, and of the colours at four distances from its border; where things lie is gone.
+Several references stand side by side; w is the largest weight, ρ each one's share of it.
 Sources: Ye et al. 2023, arXiv:2308.06721 (keys and values of their own for the picture's tokens); Gatys et al. 2016,
 arXiv:1505.07376 (style as statistics over space).
 """
@@ -69,8 +69,10 @@ class StyleReader(nn.Module):
     """Looks to what the network reads: keys and values for each layer that attends, and a part of the conditioning vector.
 
     `cond["image"]` (B, R, 4, H, W) R references, premultiplied RGBA in [0, 1]; `cond["image_mask"]` (B, R) the weight of each, at
-    least 0.
+    least 0; `cond["image_named"]` (B,), where given, that of what is said by names of styles, beside the others.
     """
+
+    names: Tensor
 
     def __init__(self, base: UNet, width: int = 128) -> None:
         super().__init__()
@@ -82,12 +84,18 @@ class StyleReader(nn.Module):
         inner = [layer.heads * layer.head_dim for layer in layers_of(base)]
         self.keys = nn.ModuleList(nn.Linear(width, size, bias=False) for size in inner)
         self.values = nn.ModuleList(zero_(nn.Linear(width, size, bias=False)) for size in inner)
-        self.named, self.more = (
-            nn.Sequential(nn.Linear(sum(self.groups), vector), nn.SiLU(), zero_(nn.Linear(vector, vector))) for _ in range(2)
-        )
-        for part in (self.looks, self.named):  # what names are read off must stay as it was
+        self.more = nn.Sequential(nn.Linear(sum(self.groups), vector), nn.SiLU(), zero_(nn.Linear(vector, vector)))
+        known = 0 if base.conditioning.label is None else base.conditioning.label.num_embeddings - 1
+        self.kinds = nn.Sequential(nn.Linear(sum(self.groups), vector), nn.SiLU(), zero_(nn.Linear(vector, known)))
+        self.register_buffer("names", torch.zeros(known, vector))
+        for part in (self.looks, self.kinds):  # what names are read off must stay as it was
             part.requires_grad_(False)
         number_layers(base)
+
+    def named(self, looks: Tensor) -> Tensor:
+        """What the names of styles would add to the conditioning vector, (..., ΣG) -> (..., vector): of a look like no known one
+        a mixture of theirs, and nothing else."""
+        return self.kinds(looks).softmax(-1) @ self.names
 
     def forward(self, cond: Cond) -> Cond:
         """`cond` with what the network reads of the references in place of the references."""
@@ -104,8 +112,9 @@ class StyleReader(nn.Module):
         bias = gone.repeat_interleave(len(self.groups), dim=1)
         pairs = [(key(tokens), value(tokens) * most[:, None, None], bias)
                  for key, value in zip(self.keys, self.values, strict=True)]  # fmt: skip
-        pooled = ((self.named(looks) + self.more(looks)) * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
-        rest = {key: value for key, value in cond.items() if key not in ("image", "image_mask")}
+        named = self.named(looks) * cond["image_named"].to(dtype)[:, None, None] if "image_named" in cond else self.named(looks)
+        pooled = ((named + self.more(looks)) * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
+        rest = {key: value for key, value in cond.items() if key not in ("image", "image_mask", "image_named")}
         return {**rest, "image_kv": pairs, "vector": pooled * most[:, None]}
 
 

@@ -297,7 +297,7 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
     denoiser = Preconditioned(stepped, process, recipe.prediction, project=project)
     tuning = tuned(recipe, network, denoiser, [corpus, held], model, encoder, device)
     if isinstance(corpus, StyledCorpus) and isinstance(tuning.learned, StyleReader) and isinstance(network, UNet) and not begun:
-        way += f", {primed(tuning.learned, network, corpus, recipe.seed):.0%} of what styles' names say read off pictures"
+        way += f", styles told by looks in {primed(tuning.learned, network, corpus, recipe.seed):.0%}"
     if peers.leads:
         print(f"{recipe.name}: {told(corpus)}, {millions:.1f}M parameters{way}, "
               f"{device} {str(dtype).removeprefix('torch.')}, {recipe.steps} steps of {peers.batches} x {recipe.batch}",

@@ -4,9 +4,9 @@
 
 The style's own name is never told, so that the reference is all that says it. Half of the items are filtered together with
 their reference into a look of their own (`modalities/image/restyle.py`), so that looks are read and not one of a few styles.
-Before, where the model knows styles by name, the reader learns to say of a picture what its style's name would say, and that
-part is left alone from then on: it takes half a minute and draws the right style nearly as often as the name itself. Denoising
-made it forget that: after 900 steps a quarter of the references were still nearest to the right name.
+Before, where the model knows styles by name, the reader learns to tell those by their looks, and that part is left alone from
+then on: it takes half a minute and draws the right style nearly as often as the name itself. Denoising made it forget that: after
+900 steps a quarter of the references were still nearest to the right name.
 Source: Ye et al. 2023, arXiv:2308.06721.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unfog.errors import unknown
@@ -31,7 +32,8 @@ from unfog.training.picture_corpus import PictureCorpus
 from unfog.training.recipe import Recipe
 
 FILTERED, UNREFERENCED = 0.5, 0.05  # shares of items in a look of their own, and without a reference
-MEASURED, PRIMING, NAMED, RATE = 4096, 1500, 256, 3e-3  # pictures whose looks are measured; steps, pictures a step, rate
+MEASURED, PRIMING, NAMED, RATE = 4096, 1500, 256, 2e-3  # pictures whose looks are measured; steps, pictures a step, rate
+SMOOTHED = 0.02  # of each label, so that looks between two styles may lie between their names
 Cond = dict[str, Tensor]
 
 
@@ -99,10 +101,9 @@ class StyledCorpus(PictureCorpus):
 
 
 def primed(reader: StyleReader, network: UNet, corpus: StyledCorpus, seed: int) -> float:
-    """Measure how looks are spread over the pictures, and teach the reader's part of the conditioning vector what the names of
-    the styles add there to having none.
+    """Measure how looks are spread over the pictures, and teach the reader to tell the styles that have names by them.
 
-    -> the share of that vector's variance that it says at the end; 0 where the model knows no names.
+    -> the share of the pictures whose style it tells at the end; 0 where the model knows no names.
     """
     rng, plain = np.random.default_rng([seed, 8]), np.arange(corpus.plain)
     chosen = rng.permutation(plain)[:MEASURED]
@@ -112,26 +113,26 @@ def primed(reader: StyleReader, network: UNet, corpus: StyledCorpus, seed: int) 
         raw = torch.cat([reader.looks(planes(torch.from_numpy(np.stack(part))).to(device)) for part in parts])
         reader.looks.mean.copy_(raw.mean(0))
         reader.looks.spread.copy_(raw.std(0, correction=0) + 1e-3)
-    names = network.conditioning.label
+    label = network.conditioning.label
     named = corpus.classes[chosen] < len(corpus.styles)
-    if names is None or not named.any():
+    if label is None or not named.any():
         return 0.0
+    reader.names.copy_((label.weight[:-1] - label.weight[-1]).detach())
     looks = ((raw - reader.looks.mean) / reader.looks.spread)[torch.from_numpy(named).to(device)]
-    vectors = (names.weight[:-1] - names.weight[-1]).detach().float()
-    wanted = vectors[torch.from_numpy(corpus.classes[chosen][named].astype(np.int64)).to(device)]
-    reader.named.requires_grad_(True)
-    optimiser = torch.optim.AdamW(reader.named.parameters(), lr=RATE, weight_decay=0.01)
+    styles = torch.from_numpy(corpus.classes[chosen][named].astype(np.int64)).to(device)
+    reader.kinds.requires_grad_(True)
+    optimiser = torch.optim.AdamW(reader.kinds.parameters(), lr=RATE, weight_decay=0.1)
     for step in range(PRIMING):
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(1.0, 2 * (1 - step / PRIMING))
         rows = torch.from_numpy(rng.integers(len(looks), size=NAMED)).to(device)
-        loss = (reader.named(looks[rows]) - wanted[rows]).square().sum(1).mean()
+        loss = F.cross_entropy(reader.kinds(looks[rows]), styles[rows], label_smoothing=SMOOTHED)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-    reader.named.requires_grad_(False)
+    reader.kinds.requires_grad_(False)
     with torch.no_grad():
-        return 1 - float((reader.named(looks) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-9))
+        return float((reader.kinds(looks).argmax(1) == styles).double().mean())
 
 
 def styled_corpus(recipe: Recipe, own: dict[str, Any]) -> StyledCorpus:
