@@ -19,7 +19,7 @@ of two cores shared with other work (bf16; 1.3 s a step alone):
 
 Held-out x0 error at ln(sigma/alpha) = -2, -1, 0, 1, 2, 3, of latents of unit variance: .0053 .0170 .0538 .168 .384 .551 after 500
 steps, .0046 .0147 .0470 .153 .371 .548 after 1,000, .0040 .0127 .0415 .141 .351 .502 at the end, and still falling.
-Score (benchmarks/results/emoji_128_evaluation.json, 1,536 pictures): an independent judge names 64 % as often as for real pictures
+Score (benchmarks/results/emoji_128_evaluation.json, 1,536 pictures): an independent judge names 64 % as often as for real ones
 [58, 70] on training concepts, 53 % [48, 58] on held-out pairs, 69 % [56, 83] on held-out concepts (emoji-64, whose weights these
 began as, 58, 47 and 56); FD-lite0 348 (real held-out pictures 15.6); wrong style 21 %; no copies; 0.22 s a picture on one core.
 """
