@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import unfog
 import unfog.data
@@ -25,20 +26,14 @@ def references(tmp_path_factory):
     for style in STYLES:
         for name in ("umbrella", "banana"):
             (row,) = (i for i, record in enumerate(data.records) if record.name == name and record.style == style)
-            from PIL import Image
-
             found[style, name] = folder / f"{style}-{name}.png"
             Image.fromarray(data.load(row)).save(found[style, name])
     return found
 
 
 def made(model, reference, weight):
-    return np.stack(
-        [
-            np.asarray(model.generate(p, seed=k, steps=10, style_image=[{"picture": reference, "weight": weight}])[0])
-            for k, p in enumerate(PROMPTS)
-        ]
-    )
+    wish = [{"picture": reference, "weight": weight}]
+    return np.stack([np.asarray(model.generate(p, seed=k, steps=10, style_image=wish)[0]) for k, p in enumerate(PROMPTS)])
 
 
 def test_the_style_of_a_reference_is_taken(model, references):

@@ -61,8 +61,11 @@ CARD = "model.json"
 
 
 def save_model(folder: Path, recipe: Recipe, corpus: Corpus, network: torch.nn.Module, step: int, held_out: dict[str, float],
-               processes: int = 1) -> None:  # fmt: skip
-    """Write a model folder whole: float16 weights, everything that sampling needs, what it was trained on."""
+               processes: int = 1, averaged: bool = True) -> None:  # fmt: skip
+    """Write a model folder whole: float16 weights, everything that sampling needs, what it was trained on.
+
+    averaged: whether the weights are the run's average, or (False) those of the step itself.
+    """
     process, seen = Gaussian(schedule_from_config(recipe.schedule)), "pictures_seen" if recipe.kind == "image" else "items_seen"
     card = {
         "format": FORMAT,
@@ -74,7 +77,7 @@ def save_model(folder: Path, recipe: Recipe, corpus: Corpus, network: torch.nn.M
         "sigma_min": recipe.sigma_min,
         **corpus.card(recipe),
         "defaults": recipe.defaults,
-        "training": {"data": recipe.data, "steps": step, "processes": processes,
+        "training": {"data": recipe.data, "steps": step, "processes": processes, "averaged": averaged,
                      seen: step * recipe.batch * processes, "recipe": recipe.model_dump(),
                      "held_out_loss": held_out},
         "licences": recipe.licences,

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import unfog
 from unfog.errors import UserError
@@ -32,6 +33,8 @@ def test_pictures_in_pictures_out(tmp_path, picture_folder, network):
     card = json.loads((folder / "model.json").read_text())
     assert card["training"]["steps"] == 4 and card["training"]["pictures_seen"] == 16 and card["licences"] == ["made by hand"]
     assert all(loss > 0 for loss in card["training"]["held_out_loss"].values())
+    nearer = events[-1]["held_out"] if events[-1]["kept"] else events[-1]["raw"]
+    assert card["training"]["held_out_loss"] == nearer and card["training"]["averaged"] == bool(events[-1]["kept"])
 
     model = unfog.load(out)  # a run's folder will do as well as the model's
     pictures = model.generate("thing number 3", n=2, seed=5)
@@ -49,6 +52,19 @@ def test_pictures_in_pictures_out(tmp_path, picture_folder, network):
     assert unfog.load(out).card["training"]["steps"] == 5
     run_recipe(TrainRequest(source=source, out=out, resume=True, steps=6))
     assert unfog.load(out).hash != before and unfog.load(out).card["training"]["steps"] == 6
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_writes_the_weights_that_it_keeps(tmp_path, picture_folder, monkeypatch, kept):
+    fields = {"name": "things", "data": str(picture_folder), "size": 16, "settings": SETTINGS["unet"], "steps": 3, "batch": 2,
+              "warm_up": 1}  # fmt: skip
+    (tmp_path / "things.json").write_text(json.dumps(fields))
+    monkeypatch.setattr("unfog.training.watch.Watch.raw_is_nearer", staticmethod(lambda values: not kept))
+    folder = run_recipe(TrainRequest(source=tmp_path / "things.json", out=tmp_path / "run"))
+    state = load_file(tmp_path / "run" / "checkpoints" / "0000003.safetensors")
+    for name, written in load_file(folder / "network.safetensors").items():
+        assert torch.equal(written, state[f"{'ema' if kept else 'network'}.{name}"].half()), name
+    assert json.loads((folder / "model.json").read_text())["training"]["averaged"] is kept
 
 
 def test_other_averages_of_a_run(tmp_path, picture_folder):

@@ -139,6 +139,8 @@ def _weights(model: PictureModel) -> str:
     recipe = training.get("recipe") or {}
     if "ema" not in recipe:
         return "as given"
+    if not training.get("averaged", True):
+        return f"of step {training.get('steps', '?')}"
     return f"average of width {recipe['ema']:g} after step {training.get('steps', '?')}"
 
 

@@ -33,7 +33,7 @@ def average(request: AverageRequest) -> int:
     card = json.loads(read_checked(model, CARD))
     step, weights = reconstruct(request.run, request.ema, request.at)
     training = card.get("training", {})
-    training |= {"steps": step, "ema": request.ema}
+    training |= {"steps": step, "ema": request.ema, "averaged": True}
     key = "items_seen" if "items_seen" in training else "pictures_seen"
     seen = training.get(key)
     if seen:

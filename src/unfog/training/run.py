@@ -321,11 +321,11 @@ def _run(recipe: Recipe, request: TrainRequest, model: Model | None, corpus: Cor
         values, sheet = watch(whole, raw)
         telemetry.report(step, values, sheet)
         write_atomic(out / "samples" / f"{step:07d}.png", png_bytes(sheet))
-        kept, losses = ema.network, values["held_out"]
-        if raw is not None and not values["kept"]:  # an average of too much of the run
+        kept, losses, averaged = ema.network, values["held_out"], raw is None or bool(values["kept"])
+        if raw is not None and not averaged:  # the average is of too much of the run
             kept, whole, losses = tuning.learned, raw, values["raw"]
         if tuning.model:
-            save_model(out / "model", recipe, corpus, whole, step, losses, peers.batches)
+            save_model(out / "model", recipe, corpus, whole, step, losses, peers.batches, averaged)
         tuning.keep(out, kept, step, losses)
         write_report(out)
         show.report(step, values, time.monotonic() - began)
