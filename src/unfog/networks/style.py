@@ -112,7 +112,9 @@ class StyleReader(nn.Module):
         bias = gone.repeat_interleave(len(self.groups), dim=1)
         pairs = [(key(tokens), value(tokens) * most[:, None, None], bias)
                  for key, value in zip(self.keys, self.values, strict=True)]  # fmt: skip
-        named = self.named(looks) * cond["image_named"].to(dtype)[:, None, None] if "image_named" in cond else self.named(looks)
+        named = self.named(looks)
+        if "image_named" in cond:
+            named = named * cond["image_named"].to(dtype)[:, None, None]
         pooled = ((named + self.more(looks)) * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
         rest = {key: value for key, value in cond.items() if key not in ("image", "image_mask", "image_named")}
         return {**rest, "image_kv": pairs, "vector": pooled * most[:, None]}

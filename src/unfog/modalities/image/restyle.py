@@ -42,12 +42,12 @@ def outline(x: Tensor, rng: np.random.Generator) -> Tensor:
 def ink(x: Tensor, rng: np.random.Generator) -> Tensor:
     """Drawn lines: dark ones of 1 to 3 pixels around it, and a pixel or two inside where its colours change."""
     wide, dark = int(rng.integers(1, 4)), _colour(rng) * 0.2
-    alpha, grey = x[:, 3:], x[:, :3]
-    near = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    colour, alpha = x[:, :3], x[:, 3:]
+    near = F.pad(colour, (1, 1, 1, 1), mode="replicate")
     change = F.max_pool2d(near, 3, 1) + F.max_pool2d(-near, 3, 1)  # the range of each channel over a pixel's neighbours
     line = ((change.amax(1, keepdim=True) - float(rng.uniform(0.2, 0.5))) * 8).clamp(0, 1) * alpha
     grown = F.max_pool2d(alpha, 2 * wide + 1, 1, wide)
-    inside = (x[:, :3] * (1 - line) + dark * line) * alpha
+    inside = (colour * (1 - line) + dark * line) * alpha
     return torch.cat([((inside + dark * (grown - alpha)) / grown.clamp(min=1e-3)).clamp(0, 1), grown], 1)
 
 
