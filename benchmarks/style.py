@@ -47,7 +47,8 @@ MEAN_OF = 100  # pictures of each style
 def made(model: unfog.model.Model, items: list[Any], references: np.ndarray, weight: float, steps: int | None) -> np.ndarray:
     """Pictures of (prompt, None, seed) items, each in the style of its reference (B, H, W, 4)."""
     image = planes(torch.from_numpy(references))[:, None]
-    return steered(model, items, {"image": image, "image_mask": torch.full((len(image), 1), weight)}, steps)
+    told = {"image": image, "image_mask": torch.full((len(image), 1), weight), "image_named": torch.ones(len(image))}
+    return steered(model, items, told, steps)
 
 
 def main() -> None:

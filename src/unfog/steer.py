@@ -32,26 +32,25 @@ SHIPPED = Path(__file__).parent / "pretrained"
 
 @dataclass(frozen=True)
 class Hints:
-    """What steers a request. cond: of one item; intervals: when each control acts, (K, 2); told: what a picture's recipe says of
-    them."""
+    """What steers a request. cond: of one item; other: what of it guidance's other branch is told instead; intervals: when each
+    control acts, (K, 2); told: what a picture's recipe says of them."""
 
     cond: dict[str, Tensor]
     intervals: np.ndarray
     told: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def other(self) -> dict[str, Tensor]:
+        """A hint is where things are, in both branches. Of a style what names say is pushed away from its absence, as a name is;
+        the rest is in both, else a style that the model has never drawn turns into speckles."""
+        return {"image_named": torch.zeros_like(self.cond["image_named"])} if "image_named" in self.cond else {}
+
     def beside(self, asked: Asked, told: Callable[[dict[str, Tensor]], dict[str, Tensor]], items: Sequence[Item],
                negative: Any) -> tuple[Cond, Cond]:  # fmt: skip
-        """What `asked` says of items and of guidance's other branch, and the hints to both. told: puts them on the model.
-
-        Of a style what names say of it is said in one, and pushed away from its absence as a name is; the rest in both, else a
-        style that the model has never drawn turns into speckles.
-        """
+        """What `asked` says of items and of guidance's other branch, and the hints to both. told: puts them on the model."""
         (cond, other), steer = asked(items, negative), told(self.cond)
         rows = {key: value.expand(len(items), *value.shape[1:]) for key, value in steer.items()}
-        if "image" in rows:
-            one = rows["image_mask"].new_ones(len(items))
-            return {**cond, **rows, "image_named": one}, {**other, **steer, "image_named": 0 * one[:1]}
-        return {**cond, **rows}, {**other, **steer}
+        return {**cond, **rows}, {**other, **steer, **told(self.other)}
 
 
 def hints_of(request: GenerateRequest, known: Mapping[str, int], frame: tuple[int, int], where: str) -> Hints:
@@ -69,7 +68,7 @@ def hints_of(request: GenerateRequest, known: Mapping[str, int], frame: tuple[in
     weights = torch.tensor([one.weight for one in request.style_image])
     told = [{"picture": hash_of(picture), "weight": float(one.weight)}
             for picture, one in zip(pictures, request.style_image, strict=True)]  # fmt: skip
-    styled = {"image": pictures[None], "image_mask": weights[None]}
+    styled = {"image": pictures[None], "image_mask": weights[None], "image_named": torch.ones(1)}
     return Hints({**found.cond, **styled}, found.intervals, {**found.told, "style_image": told})
 
 

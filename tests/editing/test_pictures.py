@@ -218,7 +218,7 @@ def test_a_hint_lies_where_the_picture_does(model, tmp_path):
     ("fields", "line"),
     [
         ({"control": ["lineart=none.png"]}, "none.png: cannot be read"),
-        ({"style_image": ["s.png"]}, "style: emoji-64 has no branch for it"),
+        ({"style_image": ["none.png"]}, "none.png: cannot be read"),
         ({"settings": {"guess": "on"}}, "settings: emoji-64 has none of its own; leave out guess"),
         ({"settings": {"size": "64x64"}}, "settings: the size is the item's own; leave size out"),
     ],
