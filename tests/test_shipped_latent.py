@@ -6,6 +6,7 @@ from PIL import Image
 
 import unfog
 from unfog.editing import EditRequest, edit
+from unfog.errors import UserError
 from unfog.requests import Result
 
 FIELDS = {"style": "twemoji", "seed": 1, "n": 4, "steps": 12}
@@ -42,3 +43,12 @@ def test_a_seed_is_a_picture_and_a_mask_keeps_every_bit(model, tmp_path):
     changed = [event for event in edit(model, np.asarray(first), request) if isinstance(event, Result)][0]
     before, after = np.asarray(first), np.asarray(changed.item)
     assert (before[mask == 0] == after[mask == 0]).all() and (before[mask > 0] != after[mask > 0]).any()
+
+
+def test_what_no_branch_ships_for_is_refused(model):
+    picture = Image.new("RGBA", (16, 16), "red")
+    for kind, wish in (("style", {"style_image": [{"picture": picture}]}),
+                       ("control", {"control": [{"kind": "lineart", "picture": picture}]})):  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            model.generate("a dog", **FIELDS | wish)
+        assert str(caught.value).startswith(f"{kind}: emoji-128 has no branch for it") and "\n" not in str(caught.value)
