@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unfog.networks.attention import attend
+from unfog.networks.attention import MANY, attend, fused
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -38,3 +38,21 @@ def test_a_masked_key_is_never_read():
     other = v.clone()
     other[..., 3, :] = 1e6
     assert torch.equal(attend(q, k, v, mask), attend(q, k, other, mask))
+
+
+@pytest.mark.parametrize("masked", ["", "bool", "bias"])
+@pytest.mark.parametrize("width", [3, 8, 16])
+def test_narrow_heads_are_what_pytorch_says(width, masked):
+    generator = torch.Generator().manual_seed(0)
+    length, keys = 300, 111
+    assert length * keys >= MANY
+    q, k, v = (torch.randn(2, 3, n, width, generator=generator, dtype=torch.float64) for n in (length, keys, keys))
+    mask = torch.rand(2, 1, 1, keys, generator=generator) > 0.5 if masked else None
+    if masked == "bias":
+        mask = (~mask).double() * -10000.0
+    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(fused(q, k, v, mask), wanted, atol=1e-12, rtol=1e-12)
+    half = None if mask is None else mask if masked == "bool" else mask.bfloat16()
+    made = fused(q.bfloat16(), k.bfloat16(), v.bfloat16(), half)
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made.double(), wanted, atol=0.03, rtol=0.03)

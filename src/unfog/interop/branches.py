@@ -15,6 +15,7 @@ import torch
 from unfog.errors import UserError, shown
 from unfog.interop import union
 from unfog.interop.guides import CONTROLNET, T2I, UNION, Branch
+from unfog.interop.lean import lean
 from unfog.interop.looking import fit
 from unfog.interop.networks import UNet, built, config_of, filled, package
 from unfog.interop.safe import Folder, Weights
@@ -53,7 +54,7 @@ def branch(folder: Folder, component: str, kind: str, strength: float, base: UNe
     if read not in (1, 3):
         raise UserError(f"{where}: reads {read} channels, which no picture has; give a ControlNet or T2I-Adapter of pictures")
     filled(network, folder.weights(component, "diffusion_pytorch_model"), dtype)
-    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = lean(network).to(device).to(memory_format=torch.channels_last)
     alone = kind != T2I and bool(own.global_pool_conditions)
     return Branch(component, kind, strength, network, read, alone, int(own.downscale_factor) if kind == T2I else 1, kinds)
 
@@ -89,7 +90,7 @@ def branch_of_file(path: Path, weights: Weights, strength: float, base: UNet, ch
     if read not in (1, 3):
         raise UserError(f"{path}: reads {read} channels, which no picture has; give a ControlNet of pictures")
     filled(network, tensors, dtype)
-    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = lean(network).to(device).to(memory_format=torch.channels_last)
     return Branch(path.stem, CONTROLNET, strength, network, int(read))
 
 

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError, shown, unknown
 from unfog.interop import union
+from unfog.interop.lean import known
 from unfog.interop.looking import Look
-from unfog.interop.networks import UNet, added, known
+from unfog.interop.networks import UNet, added
 from unfog.modalities.contract import Cond
 from unfog.requests import GenerateRequest
 from unfog.steer import Hints, hash_of, reference_of

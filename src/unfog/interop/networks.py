@@ -1,7 +1,7 @@
 """Networks of diffusers, made from a folder's own config and weights, called as all of ours: network(x_t, level, cond).
 
-Built on the meta device (no memory, no first values), filled by our own checked reading, strictly. Attention is told its text
-once: what it makes of it does not change from step to step, so keys and values are kept until another text comes.
+Built on the meta device (no memory, no first values), filled by our own checked reading, strictly; what they compute, lean.py
+computes in fewer steps.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unfog.errors import UserError, shown
 from unfog.interop.clip import ClipText
+from unfog.interop.lean import known, lean
 from unfog.interop.safe import Folder, Weights, check_shapes
 
 Config = Mapping[str, Any]
@@ -138,53 +137,9 @@ def clip_text(folder: Folder, component: str, projected: bool, dtype: torch.dtyp
     return network
 
 
-class Remembering:
-    """Attention of diffusers' `Attention` modules by torch's fused kernel; of text, keys and values once a text.
-
-    Of the same arithmetic as diffusers' own, bit for bit but for the order of sums.
-    """
-
-    def __init__(self) -> None:
-        self.kept: tuple[Tensor, Tensor, Tensor] | None = None  # replaced whole: two threads never see halves of two texts
-
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-                 attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:  # fmt: skip
-        heads = attn.heads
-
-        def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-        q, kept, text = split(attn.to_q(hidden_states)), self.kept, encoder_hidden_states
-        if text is None:
-            k, v = split(attn.to_k(hidden_states)), split(attn.to_v(hidden_states))
-        elif kept is not None and kept[0] is text:
-            _, k, v = kept
-        else:
-            k, v = split(attn.to_k(text)), split(attn.to_v(text))
-            self.kept = text, k, v
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
-        return attn.to_out[0](y.transpose(1, 2).flatten(2))
-
-
-def known(before: Tensor | None, now: Tensor) -> Tensor:
-    """The tensor that was seen before, where `now` has the same values: what was made of it may be used again.
-
-    Guidance puts its two halves together anew at every step.
-    """
-    same = before is not None and before.shape == now.shape and before.dtype == now.dtype and torch.equal(before, now)
-    return before if same and before is not None else now
-
-
 def added(cond: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """What SDXL's networks are told beside the text, in diffusers' words; None for other networks."""
     return {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if "pooled" in cond else None
-
-
-def _attend(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-            attention_mask: Tensor | None = None) -> Tensor:  # fmt: skip
-    """What `attn` has as its processor says; its own forward reads that one's signature at every call."""
-    out: Tensor = attn.processor(attn, hidden_states, encoder_hidden_states, attention_mask)
-    return out
 
 
 class UNet(nn.Module):
@@ -192,16 +147,8 @@ class UNet(nn.Module):
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = lean(unet)
         self.text: Tensor | None = None
-        for module in unet.modules():
-            plain = type(module).__name__ == "Attention" and not any(
-                getattr(module, name, None) for name in ("norm_q", "norm_k", "norm_cross", "group_norm", "spatial_norm",
-                                                         "added_kv_proj_dim", "residual_connection")
-            )  # fmt: skip
-            if plain and getattr(module, "rescale_output_factor", 1.0) == 1.0:
-                module.processor = Remembering()  # type: ignore[assignment]
-                module.forward = partial(_attend, module)
 
     def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         self.text = text = known(self.text, cond["text"])
@@ -223,7 +170,7 @@ class Autoencoder:
     """Pictures <-> latents by diffusers' AutoencoderKL: x0 = (z − shift)·scale, z the mean of what its encoder says."""
 
     def __init__(self, vae: Any, device: str) -> None:
-        self.vae, self.device = vae.to(device), device
+        self.vae, self.device = lean(vae).to(device), device
         config = vae.config
         for name in ("scaling_factor", "shift_factor"):
             if type(getattr(config, name)) not in (int, float, type(None)):
