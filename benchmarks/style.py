@@ -38,16 +38,27 @@ from unfog.modalities.image.controls import planes
 from unfog.modalities.image.data import PictureSet
 from unfog.modalities.image.restyle import UNSEEN, restyled
 from unfog.modalities.image.show import contact_sheet
+from unfog.steer import kinds_of
 
 RESULT = Path(__file__).parent / "results" / "style.json"
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MEAN_OF = 100  # pictures of each style
 
 
+def likely(model: unfog.model.Model, references: np.ndarray, kept: dict[bytes, torch.Tensor] = {}) -> torch.Tensor:  # noqa: B006
+    """How likely each reference is of each style, (B, 1, K); asked once."""
+    key = references.tobytes()
+    if key not in kept:
+        image = planes(torch.from_numpy(references))
+        kept[key] = torch.cat([kinds_of(image[i : i + BATCH], model) for i in range(0, len(image), BATCH)])[:, None]
+    return kept[key]
+
+
 def made(model: unfog.model.Model, items: list[Any], references: np.ndarray, weight: float, steps: int | None) -> np.ndarray:
     """Pictures of (prompt, None, seed) items, each in the style of its reference (B, H, W, 4)."""
     image = planes(torch.from_numpy(references))[:, None]
-    told = {"image": image, "image_mask": torch.full((len(image), 1), weight), "image_named": torch.ones(len(image))}
+    told = {"image": image, "image_mask": torch.full((len(image), 1), weight), "image_named": torch.ones(len(image)),
+            "image_kinds": likely(model, references)}  # fmt: skip
     return steered(model, items, told, steps)
 
 

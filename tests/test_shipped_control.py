@@ -42,7 +42,7 @@ def test_an_outline_is_filled(model):
         np.mean([overlap(p, inside) for p in told]) > 0.8 > 0.7 > np.mean([overlap(p, inside) for p in made("an avocado", 0.0)])
     )
     # what is nearly always drawn in one shape keeps some of it, and wants more strength
-    apples = made("a red apple", 1.5)
+    apples = made("a red apple", 2.0)
     assert (
         np.mean([overlap(p, inside) for p in apples])
         > 0.62

@@ -280,8 +280,7 @@ class Model:
             if wanted and all(adapter.card.kind != kind for adapter in self.adapters):
                 self.adapters = [*self.adapters, *read_adapters([shipped(self.name, kind)], self.name, self.hash)]
                 self.denoiser.network = steered(self.denoiser.network, self.adapters)  # type: ignore[arg-type]
-        steering = request.control or request.style_image
-        return hints_of(request, self.controls, self.frame(request.aspect), self.name) if steering else None
+        return hints_of(request, self) if request.control or request.style_image else None
 
     @property
     def controls(self) -> dict[str, int]:
@@ -315,7 +314,7 @@ class Model:
         denoiser: Any = self.denoiser if hints is None else Timed(self.denoiser, hints, plan.t)
         denoiser = OneByOne(denoiser) if strict else denoiser
         asked: Any = partial(self._asked_alone if strict else self.asked, settings=settings)
-        asked = asked if hints is None else partial(hints.beside, asked, self._told)
+        asked = asked if hints is None else partial(hints.beside, asked, self._told, settings["scale"])
         said = Script(denoiser, asked, items, negative, plan.nfe, settings.get("steps", plan.nfe), settings["scale"],
                       self.defaults.get("interval"))  # fmt: skip
         noise = Noise([seed for _, _, seed in items])

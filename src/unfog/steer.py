@@ -32,34 +32,47 @@ SHIPPED = Path(__file__).parent / "pretrained"
 
 @dataclass(frozen=True)
 class Hints:
-    """What steers a request. cond: of one item; other: what of it guidance's other branch is told instead; intervals: when each
-    control acts, (K, 2); told: what a picture's recipe says of them."""
+    """What steers a request. cond: of one item; intervals: when each control acts, (K, 2); told: what a picture's recipe says of
+    them."""
 
     cond: dict[str, Tensor]
     intervals: np.ndarray
     told: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def other(self) -> dict[str, Tensor]:
-        """A hint is where things are, in both branches. Of a style what names say is pushed away from its absence, as a name is;
-        the rest is in both, else a style that the model has never drawn turns into speckles."""
-        return {"image_named": torch.zeros_like(self.cond["image_named"])} if "image_named" in self.cond else {}
+    def guided(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the prompted branch of guidance is told, and what of it the other is told instead.
 
-    def beside(self, asked: Asked, told: Callable[[dict[str, Tensor]], dict[str, Tensor]], items: Sequence[Item],
+        A control is the prompted branch's alone. Told to both, it shows the other what is to be drawn, and the prompt, of which
+        guidance takes the difference, loses its say: line art cost a quarter of the prompts that were found. Told to one, its
+        effect is taken `scale` times; 2/(1 + scale) of the strength is halfway (the harmonic mean) between all of it and 1/scale.
+
+        Of a style what names say is pushed away from its absence, as a name is; the rest is in both, else a style that the model
+        has never drawn turns into speckles.
+        """
+        cond, instead = dict(self.cond), {}
+        if "control_strength" in cond and scale > 1.0:
+            cond["control_strength"] = cond["control_strength"] * (2.0 / (1.0 + scale))
+            instead["control_strength"] = torch.zeros_like(cond["control_strength"])
+        if "image_named" in cond:
+            instead["image_named"] = torch.zeros_like(cond["image_named"])
+        return cond, instead
+
+    def beside(self, asked: Asked, told: Callable[[dict[str, Tensor]], dict[str, Tensor]], scale: float, items: Sequence[Item],
                negative: Any) -> tuple[Cond, Cond]:  # fmt: skip
         """What `asked` says of items and of guidance's other branch, and the hints to both. told: puts them on the model."""
-        (cond, other), steer = asked(items, negative), told(self.cond)
+        (cond, other), (steer, instead) = asked(items, negative), map(told, self.guided(scale))
         rows = {key: value.expand(len(items), *value.shape[1:]) for key, value in steer.items()}
-        return {**cond, **rows}, {**other, **steer, **told(self.other)}
+        return {**cond, **rows}, {**other, **steer, **instead}
 
 
-def hints_of(request: GenerateRequest, known: Mapping[str, int], frame: tuple[int, int], where: str) -> Hints:
-    """The hints of what was asked, for a frame (width, height) of a branch that knows these kinds of control.
+def hints_of(request: GenerateRequest, model: Any) -> Hints:
+    """The hints of what was asked of a model that has what they are followed by.
 
-    Raises UserError for a kind that is unknown, not learned by this branch, or asked for twice; for a picture that cannot be
-    read; for a style by name beside one by picture.
+    Raises UserError for a kind of control that is unknown, not learned by its branch, or asked for twice; for a picture that
+    cannot be read; for a style by name beside one by picture.
     """
-    found = controls_of(request.control, known, frame, where) if request.control else Hints({}, np.zeros((0, 2)))
+    frame = model.frame(request.aspect)
+    found = controls_of(request.control, model.controls, frame, model.name) if request.control else Hints({}, np.zeros((0, 2)))
     if not request.style_image:
         return found
     if request.style is not None:
@@ -69,7 +82,31 @@ def hints_of(request: GenerateRequest, known: Mapping[str, int], frame: tuple[in
     told = [{"picture": hash_of(picture), "weight": float(one.weight)}
             for picture, one in zip(pictures, request.style_image, strict=True)]  # fmt: skip
     styled = {"image": pictures[None], "image_mask": weights[None], "image_named": torch.ones(1)}
+    if model.styles:
+        styled["image_kinds"] = kinds_of(pictures, model)[None]
     return Hints({**found.cond, **styled}, found.intervals, {**found.told, "style_image": told})
+
+
+def kinds_of(image: Tensor, model: Any) -> Tensor:
+    """How likely references (R, 4, H, W), premultiplied, are of each style that a model knows by name: (R, K).
+
+    By the model's own errors, so that it reads every style that it draws; between those that its reader of looks was taught, that
+    one has its say too.
+    """
+    from unfog.diffusion.classify import classify
+    from unfog.modalities.image.codec import straight
+
+    x0 = model.codec.encode(torch.from_numpy(straight(image))).to(model.device)
+    with torch.inference_mode():
+        found = classify(model.denoiser, x0, [model.condition([""], [style]) for style in model.styles])
+        card = next(adapter.card for adapter in model.adapters if adapter.card.kind == "style")
+        held = (card.training.get("recipe") or {}).get("held_style")
+        taught = torch.tensor([style != held for style in model.styles])
+        looks = model.denoiser.network.style.likely(image.to(model.device, model.dtype)).float().cpu()
+        both = found * looks * taught
+        return torch.where(
+            taught, both / both.sum(1, keepdim=True).clamp_min(1e-12) * (found * taught).sum(1, keepdim=True), found
+        )
 
 
 def reference_of(picture: Any, frame: tuple[int, int]) -> Tensor:

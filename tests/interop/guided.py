@@ -24,7 +24,7 @@ def walked(model, x, steps=20, sampler="ddim", scale=7.5, **fields):
     request = GenerateRequest(prompts=[PROMPT], negative=NEGATIVE, seed=1, steps=steps, sampler=sampler, scale=scale,
                               **fields).settled()  # fmt: skip
     plan, hints = model.planned(request), model.hints(request)
-    asked = model.asked if hints is None else (lambda items, negative: hints.beside(plainly, model._told, items, negative))
+    asked = model.asked if hints is None else (lambda items, negative: hints.beside(plainly, model._told, scale, items, negative))
 
     def plainly(items, negative):
         return model.asked(items, negative, model.settled(request))

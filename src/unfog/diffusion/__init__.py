@@ -4,6 +4,7 @@ A **schedule** (α, σ) mixes data with noise; a **denoiser** returns E[x0 | x_t
 """
 
 from unfog.diffusion.adaptive import run_adaptive, sample_adaptive
+from unfog.diffusion.classify import classify
 from unfog.diffusion.denoisers import DataSetDenoiser, Denoiser, GaussianDenoiser, MixtureDenoiser, OneByOne, Preconditioned
 from unfog.diffusion.discrete import Categorical, discrete_loss, sample_discrete
 from unfog.diffusion.editing import inversion, noised, slerp
@@ -22,7 +23,7 @@ from unfog.diffusion.schedules import SCHEDULES, Schedule, schedule_from_config
 __all__ = [
     "GRIDS", "GUIDANCES", "PREDICTIONS", "SAMPLERS", "SCHEDULES", "TIMES", "WEIGHTS", "Categorical", "DataSetDenoiser",
     "Denoiser", "Fitted", "Gaussian", "GaussianDenoiser", "MixtureDenoiser", "Noise", "OneByOne", "Plan", "Preconditioned",
-    "Prediction", "Problem", "Process", "Schedule", "State", "advance", "begin", "bits_per_dim", "denoising_loss",
+    "Prediction", "Problem", "Process", "Schedule", "State", "advance", "begin", "bits_per_dim", "classify", "denoising_loss",
     "discrete_loss", "fit", "guide", "inversion", "log_likelihood", "make_grid", "make_plan", "noised",
     "prediction_from_config", "process_from_config", "run", "run_adaptive", "sample", "sample_adaptive", "sample_discrete",
     "schedule_from_config", "slerp", "stratified", "variational_bound",

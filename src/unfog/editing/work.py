@@ -166,7 +166,7 @@ class Work:
         denoiser: Denoiser = self.model.denoiser
         asked: Any = self._asked
         if steered and self.hints is not None:
-            denoiser, asked = Timed(denoiser, self.hints, plan.t), partial(self.hints.beside, asked, self.model._told)
+            denoiser, asked = Timed(denoiser, self.hints, plan.t), partial(self.hints.beside, asked, self.model._told, scale)
         return Script(denoiser, asked, items, negative, plan.nfe, steps, scale, self.model.defaults.get("interval"))
 
     def _asked(self, items: Sequence[Item], negative: Any) -> tuple[Cond, Cond]:

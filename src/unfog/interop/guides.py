@@ -148,13 +148,12 @@ class Guided(nn.Module):
 
 @dataclass(frozen=True)
 class Steer(Hints):
-    """against: what guidance's other branch is told instead."""
+    """against: what guidance's other branch is told instead. Strengths are as given: the same as in other programs."""
 
     against: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
-    def other(self) -> dict[str, Tensor]:
-        return self.against
+    def guided(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self.cond, self.against
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
     y = softmax(q kᵀ/√d) v  +  w · softmax(q k′ᵀ/√d + ln ρ) v′,     k′, v′ from the references' tokens, v′ zero at first
 
 and w times two vectors beside the text's in the conditioning vector, as the levels without attention hear of it there: what the
-names of the known styles say, each as far as the reference is likely to be of it (training/styling.py; then kept), and a map of
-its looks that is learned with the values. A reference is its looks alone: mean and spread over the pixels of the channels of a
-small convolutional reader, a token a layer, and of the colours at four distances from its border; where things lie is gone.
+names of the known styles say, each as far as the reference is likely to be of it, and a map of its looks that is learned with the
+values. How likely, the network itself says where it was asked (steer.py), else a map of the looks (training/styling.py).
+A reference is its looks alone: mean and spread over the pixels of the channels of a small convolutional reader, a token a layer,
+and of the colours at four distances from its border; where things lie is gone.
 Several references stand side by side; w is the largest weight, ρ each one's share of it.
 Sources: Ye et al. 2023, arXiv:2308.06721 (keys and values of their own for the picture's tokens); Gatys et al. 2016,
 arXiv:1505.07376 (style as statistics over space).
@@ -69,7 +70,8 @@ class StyleReader(nn.Module):
     """Looks to what the network reads: keys and values for each layer that attends, and a part of the conditioning vector.
 
     `cond["image"]` (B, R, 4, H, W) R references, premultiplied RGBA in [0, 1]; `cond["image_mask"]` (B, R) the weight of each, at
-    least 0; `cond["image_named"]` (B,), where given, that of what is said by names of styles, beside the others.
+    least 0. Where given: `cond["image_kinds"]` (B, R, K) how likely each is of each known style; `cond["image_named"]` (B,) the
+    weight of what is said by names of styles, beside the others.
     """
 
     names: Tensor
@@ -92,6 +94,10 @@ class StyleReader(nn.Module):
             part.requires_grad_(False)
         number_layers(base)
 
+    def likely(self, pictures: Tensor) -> Tensor:
+        """How likely pictures (R, 4, H, W) are of each known style by their looks: (R, K)."""
+        return self.kinds(self.looks(pictures)).softmax(-1)
+
     def named(self, looks: Tensor) -> Tensor:
         """What the names of styles would add to the conditioning vector, (..., ΣG) -> (..., vector): of a look like no known one
         a mixture of theirs, and nothing else."""
@@ -112,11 +118,15 @@ class StyleReader(nn.Module):
         bias = gone.repeat_interleave(len(self.groups), dim=1)
         pairs = [(key(tokens), value(tokens) * most[:, None, None], bias)
                  for key, value in zip(self.keys, self.values, strict=True)]  # fmt: skip
-        named = self.named(looks)
+        named, more = self.named(looks), self.more(looks)
+        if "image_kinds" in cond:  # what a name says for sure needs nothing more
+            kinds = cond["image_kinds"].to(dtype)
+            named, more = kinds @ self.names, more * (1.0 - kinds.amax(-1, keepdim=True))
         if "image_named" in cond:
             named = named * cond["image_named"].to(dtype)[:, None, None]
-        pooled = ((named + self.more(looks)) * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
-        rest = {key: value for key, value in cond.items() if key not in ("image", "image_mask", "image_named")}
+        pooled = ((named + more) * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
+        own = ("image", "image_mask", "image_kinds", "image_named")
+        rest = {key: value for key, value in cond.items() if key not in own}
         return {**rest, "image_kv": pairs, "vector": pooled * most[:, None]}
 
 
