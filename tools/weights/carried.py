@@ -1,13 +1,15 @@
-"""Carry what a U-Net has learned into a larger one, or into the latents of an autoencoder, for training to start from there.
+"""Carry what a U-Net has learned into a larger one, into larger pictures or an autoencoder's latents, to train on from there.
 
     python tools/weights/carried.py finer MODEL OUT                     a level of twice the resolution around the network
     python tools/weights/carried.py latents MODEL --autoencoder NAME --data data/emoji-128.zip OUT
+    python tools/weights/carried.py pixels MODEL --data data/emoji-128.zip OUT          as many cells, of more pixels each
     unfog train RECIPE --start OUT ...
 
 All inner weights are taken over. What lies between them and the pictures is fitted by least squares on training pictures, so
 that the new network does about what the old one did (the errors of both are printed); training finds the rest. A finer level's
 own blocks start as the identity, and its gate (networks/unet.py) closed. Latents of a cell are nearly a linear map of its
-pixels (its share of variance is printed), but noise on the one is no white noise on the other: much is left to train.
+pixels (its share of variance is printed), and so are fewer pixels of more, but noise on the one is no white noise on the other:
+much is left to train.
 Source of the idea: Chen et al. 2016, arXiv:1511.05641 (Net2Net).
 """
 
@@ -35,7 +37,7 @@ from unfog.networks.unet import UNet
 
 RIDGE = 1e-4  # of the mean square of what is fitted from
 GAIN = 8.0  # of the new stream: norms do not see it, and steps that are even in size would shake smaller weights
-SHIFTS = (0.0, -0.7, -1.4, -2.1, -2.8)  # of log-SNR, tried for latents, which share less with their neighbours than pixels
+SHIFTS = (1.4, 0.7, 0.0, -0.7, -1.4, -2.1, -2.8)  # of log-SNR, tried: latents share less with their neighbours than pixels
 STEADY = 4  # channels of the new stream that are constant at first, so that norms over it keep sizes
 
 
@@ -166,8 +168,9 @@ def finer(model: Model) -> tuple[UNet, dict[str, Any]]:
 
 
 @torch.no_grad()
-def latents(model: Model, codec: Any, data: PictureSet) -> tuple[UNet, dict[str, Any]]:
-    """The model's network on latents: its first and last map behind and before the linear maps between a cell's two forms."""
+def moved(model: Model, codec: Any, data: PictureSet) -> tuple[UNet, dict[str, Any]]:
+    """The model's network on what the codec makes of the data: its first and last map behind and before the linear maps between
+    a cell's two forms."""
     settings = dict(model.card["network"]["settings"])
     rows = np.random.default_rng(0).permutation(data.split("train"))[:1500].tolist()
     side = model.size // settings["unshuffle"]  # cells a side, the same for both
@@ -180,7 +183,7 @@ def latents(model: Model, codec: Any, data: PictureSet) -> tuple[UNet, dict[str,
         pixels.append(model.codec.encode(torch.as_tensor(data.load(row, (model.size, model.size)))[None]))
     x, z = cells(torch.cat(pixels), model.size // side), cells(torch.cat(found), settings["unshuffle"])
     (to_x, x_bias, first), (to_z, z_bias, second) = fitted(z, x), fitted(x, z)
-    print(f"pixels by latents: {first:.3f} of the variance; latents by pixels: {second:.3f}")
+    print(f"old numbers by new ones: {first:.3f} of the variance; new by old: {second:.3f}")
     old: Any = model.denoiser.network
     weights = {name: value.float() for name, value in old.state_dict().items()}
     stem, head = weights["stem.conv.weight"], weights["head.conv.weight"]
@@ -208,7 +211,7 @@ def latents(model: Model, codec: Any, data: PictureSet) -> tuple[UNet, dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["finer", "latents"])
+    parser.add_argument("what", choices=["finer", "latents", "pixels"])
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--autoencoder", default="emoji-128-autoencoder")
@@ -219,13 +222,15 @@ def main() -> None:
     if given.what == "finer":
         network, settings = finer(model)
     else:
-        codec, _ = read_autoencoder(given.autoencoder)
         data = PictureSet.open(given.data)
-        network, settings = latents(model, codec, data)
         size = data.load(0).shape[0]
-        card |= {"size": size, "codec": codec.card()}
-        card["training"]["recipe"] |= {"size": size, "autoencoder": given.autoencoder}
-        others = {WEIGHTS: codec.weights}
+        card["size"] = card["training"]["recipe"]["size"] = size
+        codec: Any = model.codec
+        if given.what == "latents":
+            codec, _ = read_autoencoder(given.autoencoder)
+            card["codec"], others = codec.card(), {WEIGHTS: codec.weights}
+            card["training"]["recipe"]["autoencoder"] = given.autoencoder
+        network, settings = moved(model, codec, data)
     card["network"]["settings"] = settings
     own = {key: value for key, value in settings.items() if key not in ("channels", "classes")}
     card["training"]["recipe"] |= {"settings": own}
