@@ -3,9 +3,10 @@
     python benchmarks/latent.py [--batch 8] [--out benchmarks/results/latent.json]
 
 The same network (widths, blocks, attention), told the same text and style, learns from random x0 of
-    latents               8 x 32 x 32, unshuffled by 2: a 16x16 grid of 32 numbers a cell
+    latents               8 x 32 x 32, a 32x32 grid of 8 numbers a cell: emoji-128
+    latents in 2x2        the same unshuffled by 2: a 16x16 grid of 32 numbers a cell
     pixels in 8x8 squares 4 x 128 x 128, unshuffled by 8: the same grid of 256 numbers a cell
-    pixels in 4x4 squares unshuffled by 4, as emoji-64: a 32x32 grid of 64 numbers a cell
+    pixels in 4x4 squares unshuffled by 4: a 32x32 grid of 64 numbers a cell
 Processor seconds of one thread, the least of several: the gradient of a few pictures, and the optimiser with the average, of
 which a step of the recipe's 64 pictures is made up. Encoding and decoding of one picture by the
 autoencoder of recipes/emoji_128_autoencoder.py stand beside: a run pays the first once a picture, a sampling the second once.
@@ -34,7 +35,8 @@ from unfog.training.optimisers import MuonAdamW
 from unfog.training.recipe import read_recipe
 
 HERE = Path(__file__).parent
-WAYS = {"latents": ((8, 32, 32), 2), "pixels in 8x8 squares": ((4, 128, 128), 8), "pixels in 4x4 squares": ((4, 128, 128), 4)}
+WAYS = {"latents": ((8, 32, 32), 1), "latents in 2x2": ((8, 32, 32), 2), "pixels in 8x8 squares": ((4, 128, 128), 8),
+        "pixels in 4x4 squares": ((4, 128, 128), 4)}  # fmt: skip
 
 
 def least(work: Callable[[], object], times: int) -> float:

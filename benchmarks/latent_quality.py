@@ -3,12 +3,11 @@
     python benchmarks/latent_quality.py WORK --data data/emoji-128.zip [--steps 500] [--n 384] [--points 3]
 
 Both are emoji-64's U-Net with emoji-64's weights, carried over (tools/weights/carried.py), on a 32x32 grid: cells of 8 latents,
-or of 4x4 pixels. Both train side by side, on a thread each, by recipes/emoji_128.py; the one in pixels for half as many steps,
-as each costs twice as much, and with more noise, as it takes twice as much to hide four times as many pixels as emoji-64 has
-(mean 0.9 + ln 2). What is in WORK already is not made again. Of so many of the averages that each run kept (width 0.05): FD-
-lite0 to the training pictures at 128 px, the independent judge's R@1, the time that training had taken and the processor time
-of a picture, with the same captions and seeds for all. The time to an equal FD is read between points, in logarithms. Writes
-benchmarks/results/latent_quality.json.
+or of 4x4 pixels. Both train side by side, on a thread each and for as many steps, by recipes/emoji_128.py, the one in pixels
+with more noise, as it takes twice as much to hide four times as many pixels as emoji-64 has (mean 0.9 + ln 2). What is in WORK
+already is not made again. Of so many of the averages that each run kept (width 0.05): FD-lite0 to the training pictures at 128
+px, the independent judge's R@1, the time that training had taken and the processor time of a picture, with the same captions
+and seeds for all. The time to an equal FD is read between points, in logarithms. Writes benchmarks/results/latent_quality.json.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ def trained(work: Path, data: Path, steps: int) -> None:
     for way in WAYS:
         if (work / way / "model").is_dir():
             continue
-        start, length = work / f"start-{way}", steps // (2 if way == "pixels" else 1)
+        start = work / f"start-{way}"
         if not start.is_dir():
             carried = [HERE.parent / "tools/weights/carried.py", way, Path(unfog.__file__).parent / "pretrained/emoji-64", start]
             subprocess.run([sys.executable, *map(str, carried), "--data", str(data)], env=one, check=True)
-        recipe = {**fields_of(RECIPE), "data": str(data), "steps": length, "warm_up": length // 10, "report_steps": length,
+        recipe = {**fields_of(RECIPE), "data": str(data), "steps": steps, "warm_up": steps // 10, "report_steps": steps,
                   "snapshots": 6, "average_steps": 0}  # fmt: skip
         if way == "pixels":
             recipe |= {"name": "emoji-128-pixels", "settings": {**recipe["settings"], "unshuffle": 4}, "noise_mean": 1.6}

@@ -13,8 +13,9 @@ from unfog.edits import EditRequest
 from unfog.errors import UserError
 from unfog.modalities.image.latent import WEIGHTS, LatentCodec, read_autoencoder, write_autoencoder
 from unfog.modalities.image.space import PictureSpace
-from unfog.requests import Result, TrainRequest
+from unfog.requests import AverageRequest, Result, TrainRequest
 from unfog.training.autoencoder import AutoencoderRecipe, begun, codec_of
+from unfog.training.averages import average
 from unfog.training.run import run_recipe
 
 AUTOENCODER = {"factor": 4, "latent": 6, "width": 8, "encoder": 1, "decoder": 1, "fine_width": 8, "fine": 1}
@@ -128,6 +129,13 @@ def test_a_run_is_sampled_edited_resumed_and_checked(tmp_path, recipe, autoencod
     (whole / "model" / WEIGHTS).unlink()
     with pytest.raises(UserError, match=WEIGHTS):
         unfog.load(whole)
+
+
+def test_an_average_keeps_the_autoencoder(tmp_path, recipe, autoencoder):
+    run_recipe(TrainRequest(source=recipe(steps=2, snapshots=1, average_steps=0), out=tmp_path / "run"))
+    average(AverageRequest(run=tmp_path / "run", ema=0.1, out=tmp_path / "average"))
+    assert (tmp_path / "average" / WEIGHTS).read_bytes() == (tmp_path / "run" / "model" / WEIGHTS).read_bytes()
+    assert unfog.load(tmp_path / "average").generate("a thing", seed=1, steps=1)[0].size == (32, 32)
 
 
 @pytest.mark.parametrize("changes, said", [({"augment": 0.1}, "augment"), ({"buckets": True}, "buckets"),

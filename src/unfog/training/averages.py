@@ -26,7 +26,7 @@ def average(request: AverageRequest) -> int:
     """Write the model folder of one average of a run. -> the step that it stands for. Raises UserError where there is none."""
     from safetensors.torch import save
 
-    from unfog.files import read_checked, write_folder
+    from unfog.files import MANIFEST, read_checked, write_folder
     from unfog.model import CARD, WEIGHTS
 
     model = request.run / "model"
@@ -41,9 +41,12 @@ def average(request: AverageRequest) -> int:
         training[key] = step * batch * processes
     training.pop("held_out_loss", None)  # was another's
     half = {key: value.half().contiguous() for key, value in weights.items()}
+    others = [name for name in json.loads((model / MANIFEST).read_bytes()) if name.endswith(".safetensors") and name != WEIGHTS]
+    kept_as_is = {name: read_checked(model, name) for name in others}  # the autoencoder of a model of latents
 
     def write(temporary: Path) -> None:
-        write_atomic(temporary / WEIGHTS, save(half))
+        for name, data in {WEIGHTS: save(half), **kept_as_is}.items():
+            write_atomic(temporary / name, data)
         write_atomic(temporary / CARD, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
 
     if request.out.exists() and not (request.out / CARD).is_file():
