@@ -33,7 +33,7 @@ STATEMENT = Statement(
     how=f"Emoji at {SIDE}×{SIDE} pixels, small U-Nets without conditions, as many multiply-adds of training each: on pixels; "
     f"on pixels with each {SQUARE}×{SQUARE} square made channels inside the network, as emoji-64 has it; on latents of a linear "
     f"codec ({KEPT} principal components a square: a quarter of the numbers). Kernel distance (KID) of lite0 features to "
-    "held-out pictures after decoding. A learned, nonlinear autoencoder is not measured here.",
+    "held-out pictures after decoding. A learned, nonlinear autoencoder at 128 px is measured in docs/latent.md.",
     tests=(
         Test(key="cost", says="multiply-adds of one evaluation, latent over pixels", op="<=", bound=0.25),
         Test(key="codec", says="kernel distance that the codec alone costs, over that of the latent model", op="<=", bound=0.25),

@@ -118,10 +118,13 @@ class StyleReader(nn.Module):
         bias = gone.repeat_interleave(len(self.groups), dim=1)
         pairs = [(key(tokens), value(tokens) * most[:, None, None], bias)
                  for key, value in zip(self.keys, self.values, strict=True)]  # fmt: skip
-        named, more = self.named(looks), self.more(looks)
-        if "image_kinds" in cond:  # what a name says for sure needs nothing more
+        more = self.more(looks)
+        if "image_kinds" in cond:
             kinds = cond["image_kinds"].to(dtype)
-            named, more = kinds @ self.names, more * (1.0 - kinds.amax(-1, keepdim=True))
+            named = kinds @ self.names
+            more = more * (1.0 - kinds.amax(-1, keepdim=True))  # what a name says for sure needs nothing more
+        else:
+            named = self.named(looks)
         if "image_named" in cond:
             named = named * cond["image_named"].to(dtype)[:, None, None]
         pooled = ((named + more) * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
