@@ -168,9 +168,19 @@ def test_which_layers():
         lora.add(network, 2)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @torch.no_grad()
-def test_an_item_has_the_same_bits_in_any_batch():
-    """What SteadyLinear promises holds with a branch beside it, vectors and tokens."""
+def test_an_item_has_the_same_bits_in_any_batch(threads):
+    """What SteadyLinear promises holds with a branch beside it, vectors and tokens, on some threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _same_in_any_batch()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _same_in_any_batch():
     torch.manual_seed(0)
     network = nn.Sequential(SteadyLinear(1600, 64), SteadyLinear(64, 1600)).eval()
     lora.add(network, 8)

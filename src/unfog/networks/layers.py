@@ -74,7 +74,8 @@ class SteadyLinear(nn.Linear):
     """A linear map that, while sampling on a CPU, gives an item the same bits in any batch and on any number of threads.
 
     For vectors (B, in): the matrix product's sums are ordered otherwise for one row than for seven, so each row goes alone.
-    For tokens (B, L, in): long sums are shared among threads, so they are cut where that never happens. Training does neither.
+    For tokens (B, L, in): long sums are shared among threads, so they are cut where that never happens; and several threads
+    share few rows otherwise than many, so that each item goes alone where there are several. Training does none of it.
     """
 
     CUT, WHOLE = 512, 768  # numbers in a sum: a piece, and the most that stays in one piece (two threads split 1,024)
@@ -82,8 +83,8 @@ class SteadyLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.training or x.device.type != "cpu":
             return super().forward(x)
-        if x.ndim == 2 and len(x) > 1:
-            return torch.cat([self(row[None].clone()) for row in x])  # a copy: aligned like any other tensor
+        if len(x) > 1 and (x.ndim == 2 or torch.get_num_threads() > 1):
+            return torch.cat([self(item[None].clone()) for item in x])  # a copy: aligned like any other tensor
         if self.in_features <= self.WHOLE:
             return super().forward(x)
         pieces = zip(x.split(self.CUT, dim=-1), self.weight.split(self.CUT, dim=1), strict=True)
