@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from unfog.modalities import build_network
 from unfog.networks.layers import fourier
 from unfog.networks.unet import Down
 
@@ -35,3 +36,23 @@ def test_squares_are_what_down_maps():
     torch.manual_seed(0)
     x, down = torch.randn(2, 4, 6, 3), Down(3, 5)
     assert torch.allclose(down.linear(carried.squares(x)), down(x), atol=1e-6)
+
+
+def test_halfway_between_two_networks_only_what_touches_the_pictures_stays():
+    def network(channels):
+        settings = {"channels": channels, "unshuffle": 1, "widths": [8, 16, 16], "blocks": [1, 1, 1],
+                    "attention": [False, False, False], "embedding": 16, "gated": True}  # fmt: skip
+        return build_network("image", "unet", settings)
+
+    torch.manual_seed(0)
+    one, other = network(4), network(6)  # of pictures, and of latents of another number of channels
+    before, theirs = one.state_dict(), other.state_dict()
+    made = carried.mixed(before, theirs)
+    own = {name for name in made if torch.equal(made[name], before[name]) and not torch.equal(made[name], theirs[name])}
+    assert {name.split(".")[0] for name in own} >= {"stem", "head", "gate"}
+    for name in made:
+        if name.startswith(("middle.", "down.1.", "up.0.", "shrink.1.", "grow.0.", "conditioning.")):
+            assert torch.equal(made[name], (before[name] + theirs[name]) / 2), name
+        if name.startswith(("down.0.", "up.2.", "grow.1.", "shrink.0.")):
+            assert torch.equal(made[name], before[name]), name
+    one.load_state_dict(made)  # the shapes are its own
