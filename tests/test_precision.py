@@ -5,7 +5,7 @@ import torch
 
 import unfog
 from unfog.errors import UserError
-from unfog.precision import fastest
+from unfog.precision import SMALL, fastest
 
 
 def test_the_environment_decides_where_it_says_something(monkeypatch):
@@ -18,6 +18,8 @@ def test_the_environment_decides_where_it_says_something(monkeypatch):
     for has, wanted in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
         assert fastest() == wanted
+        assert fastest(size=SMALL) == wanted
+        assert fastest(size=SMALL - 1) == torch.float32  # of which bf16 would be the slower one
 
 
 def test_shipped_models_answer_in_bf16(monkeypatch):

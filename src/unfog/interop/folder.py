@@ -52,7 +52,7 @@ def load(path: Path, device: str | None, adapters: Sequence[str | Path], predict
          dtype: torch.dtype | None) -> Model:  # fmt: skip
     """See `unfog.interop.load`."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or fastest(device)
+    dtype = dtype or fastest(device, _size(path))
     extra: list[added.Added] = []
     if path.is_dir() and (found := layouts.read(path)).family in layouts.OTHERS:
         return _flowing(found, adapters, prediction, device, dtype)
@@ -80,6 +80,12 @@ def load(path: Path, device: str | None, adapters: Sequence[str | Path], predict
         defaults=dict(DEFAULTS), device=device, dtype=dtype, folder=path, card=space.card(),
         grids=read.steps.grid(denoiser.process.schedule), adapters=extra,
     ))  # fmt: skip
+
+
+def _size(path: Path) -> int:
+    """Bytes of a folder's network, or of a file."""
+    files = [path] if path.is_file() else [*path.glob("unet/*.safetensors"), *path.glob("transformer/*.safetensors")]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _flowing(found: Layout, adapters: Sequence[str | Path], prediction: str | None, device: str, dtype: torch.dtype) -> Model:
