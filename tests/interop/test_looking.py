@@ -199,7 +199,8 @@ def test_broken_files(place, tmp_path):
         ({"num_hidden_layers": 2}, "is no part of the network"),
         ({"layer_norm_eps": "x"}, "layer_norm_eps"),
         ({"_target_": "os.system"}, "asks for code"),
-        ({"architectures": ["SiglipVisionModel"]}, "class"),
+        ({"architectures": ["SiglipVisionModel"]}, "SigLIP's image encoder"),
+        ({"architectures": ["DPTForDepthEstimation"]}, "class"),
         ({"architectures": [["x"]]}, "class"),
     ],
 )

@@ -122,3 +122,51 @@ def flux_controlnet(seed: int = 5, **fields):
                 "joint_attention_dim": 96, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6), "guidance_embeds": True,
                 **fields}  # fmt: skip
     return shaken(FluxControlNetModel(**settings))
+
+
+def siglip_vision(seed: int = 3, **fields):
+    """An image encoder of SigLIP's, whose pictures are 32 pixels a side."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(seed)
+    settings = {"hidden_size": 24, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 3, "image_size": 32,
+                "patch_size": 8, **fields}  # fmt: skip
+    return shaken(SiglipVisionModel(SiglipVisionConfig(**settings)))
+
+
+def flux_ip_adapter(network, seed: int = 4, embedding: int = 24, theirs: bool = True) -> dict[str, torch.Tensor]:
+    """An IP-Adapter for flux_network's; theirs: under XLabs' names."""
+    torch.manual_seed(seed)
+    text, inner = network.config.joint_attention_dim, network.inner_dim
+    head, layer = ("ip_adapter_proj_model", "double_blocks.{}.processor.ip_adapter_double_stream_{}_proj") if theirs else (
+        "image_proj", "ip_adapter.{}.to_{}_ip")  # fmt: skip
+    shapes = {f"{head}.proj.weight": (4 * text, embedding), f"{head}.proj.bias": (4 * text,), f"{head}.norm.weight": (text,),
+              f"{head}.norm.bias": (text,)}  # fmt: skip
+    for k in range(network.config.num_layers):
+        for part in "kv":
+            shapes |= {f"{layer.format(k, part)}.weight": (inner, text), f"{layer.format(k, part)}.bias": (inner,)}
+    return {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+
+
+def sd3_ip_adapter(network, seed: int = 4, states: int = 24) -> dict[str, torch.Tensor]:
+    """An IP-Adapter for sd3_network's, under InstantX' names."""
+    torch.manual_seed(seed)
+    head, inner, width, deep = network.config.attention_head_dim, network.inner_dim, 64, 128
+    shapes = {"latents": (1, 3, width), "proj_in.weight": (width, states), "proj_in.bias": (width,), "proj_out.weight":
+              (inner, width), "proj_out.bias": (inner,), "norm_out.weight": (inner,), "norm_out.bias": (inner,),
+              "time_embedding.linear_1.weight": (width, 320), "time_embedding.linear_1.bias": (width,),
+              "time_embedding.linear_2.weight": (width, width), "time_embedding.linear_2.bias": (width,)}  # fmt: skip
+    for i in range(4):  # as deep as diffusers takes all to be
+        shapes |= {f"layers.{i}.0.{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+        shapes |= {f"layers.{i}.0.to_q.weight": (deep, width), f"layers.{i}.0.to_kv.weight": (2 * deep, width),
+                   f"layers.{i}.0.to_out.weight": (width, deep), f"layers.{i}.1.0.weight": (width,),
+                   f"layers.{i}.1.0.bias": (width,), f"layers.{i}.1.1.weight": (4 * width, width),
+                   f"layers.{i}.1.3.weight": (width, 4 * width), f"layers.{i}.2.1.weight": (4 * width, width),
+                   f"layers.{i}.2.1.bias": (4 * width,)}  # fmt: skip
+    shapes = {f"image_proj.{name}": shape for name, shape in shapes.items()}
+    for k in range(len(network.attn_processors)):
+        own = {"norm_ip.linear.weight": (2 * inner, width), "norm_ip.linear.bias": (2 * inner,), "to_k_ip.weight": (inner, inner),
+               "to_v_ip.weight": (inner, inner), "norm_q.weight": (head,), "norm_k.weight": (head,),
+               "norm_ip_k.weight": (head,)}  # fmt: skip
+        shapes |= {f"ip_adapter.{k}.{name}": shape for name, shape in own.items()}
+    return {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}

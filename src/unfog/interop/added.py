@@ -7,7 +7,7 @@
     refiner   a folder of Stable Diffusion XL's (`refiner.py`); its number is the base's share of the way
     tokens    a folder of vocab.json and merges.txt, for a single file, which has none
     guides    a ControlNet's folder (of several kinds, too; of SD 3 and Flux, too) or file, a T2I-Adapter's folder, an
-              IP-Adapter's file and its image encoder's folder
+              IP-Adapter's file (of SD 3 and Flux, too) and its image encoder's folder
 
 Each is told from what it holds, given as PATH or PATH:STRENGTH, and read as safely as the folder itself.
 """
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from unfog.adapters import asked
 from unfog.errors import UserError, shown, unknown
-from unfog.interop import branches, guides, joint_guides, looking, original
+from unfog.interop import branches, guides, joint_guides, joint_looking, looking, original
 from unfog.interop import layout as layouts
 from unfog.interop.layout import identity
 from unfog.interop.refiner import SHARE
@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 DOWN = (".lora_A.weight", ".lora_down.weight", "_lora.down.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
 HINTS = ("input_hint_block.", "controlnet_cond_embedding.")  # what only a ControlNet has
 FOLDERS = {"AutoencoderKL": "vae", "ControlNetModel": guides.CONTROLNET, "ControlNetUnionModel": guides.UNION,
-           "T2IAdapter": guides.T2I, "CLIPVisionModelWithProjection": "eye",
+           "T2IAdapter": guides.T2I, "CLIPVisionModelWithProjection": "eye", "SiglipVisionModel": "siglip",
+           "SiglipModel": "siglip",
            **{name: family for family, (_, name) in joint_guides.MADE_BY.items()}}  # fmt: skip
 # As our own of the same use.
-TOLD = dict.fromkeys([*branches.MADE_BY, *joint_guides.MADE_BY], "control") | {"look": "style", "eye": "style"}
+TOLD = dict.fromkeys([*branches.MADE_BY, *joint_guides.MADE_BY], "control") | dict.fromkeys(("look", "eye", "siglip"), "style")
 UP = (".lora_B.weight", ".lora_up.weight", "_lora.up.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
 
 
@@ -84,7 +85,11 @@ def read(wish: str | Path) -> Added:
     weights = Weights(path, header(path))
     kind = "lora" if any(name.endswith(DOWN) for name in weights.entries) else "word"
     kind = guides.CONTROLNET if any(mark in name for name in weights.entries for mark in HINTS) else kind
-    kind = "look" if any(name.startswith(("image_proj.", "ip_adapter.")) for name in weights.entries) else kind
+    kind = (
+        "look"
+        if any(name.startswith(("image_proj.", "ip_adapter.", "ip_adapter_proj_model.")) for name in weights.entries)
+        else kind
+    )
     kind = "network" if kind == "word" and original.family(weights.entries) is not None else kind
     return Added(path, amount, kind, identity([path]), weights)
 
@@ -151,25 +156,16 @@ def guided(added: Sequence[Added], where: str, network: UNet, codec: Autoencoder
                                                      dtype))  # fmt: skip
         elif one.kind in branches.MADE_BY:
             place = one.path.resolve()
-            found = branches.branch(Folder(place.parent), place.name, one.kind, one.strength, network, count, codec.factor,
-                                    device, dtype)  # fmt: skip
-            found.name = _name(one.path)
-            followers.append(found)
+            follower = branches.branch(Folder(place.parent), place.name, one.kind, one.strength, network, count, codec.factor,
+                                       device, dtype)  # fmt: skip
+            follower.name = _name(one.path)
+            followers.append(follower)
         elif one.kind in joint_guides.MADE_BY:
             raise _other(one)
-    look, looks, eyes = None, [one for one in added if one.kind == "look"], [one for one in added if one.kind == "eye"]
-    for pair in (looks, eyes):
-        if len(pair) > 1:
-            raise UserError(f"adapter: {pair[0].path} and {pair[1].path} are both for a reference picture; give one")
-    if eyes and not looks:
-        raise UserError(f"adapter: {eyes[0].path} is an image encoder, which an IP-Adapter needs; give that file with it")
-    for one in looks:
-        places = [(Folder(eye.path.resolve().parent), eye.path.resolve().name) for eye in eyes]
-        places += [(own, "image_encoder")] if own is not None else []
-        if not places:
-            raise UserError(f"adapter: {one.path} is an IP-Adapter; give the folder of its image encoder with --adapter, too")
-        assert one.weights is not None
-        look = looking.look(one.path, one.weights, one.strength, looking.image_encoder(*places[0], device), network.unet, device,
+    look, found = None, _reference(added, "eye", own)
+    if found is not None:
+        one, file, at, name = found
+        look = looking.look(one.path, file, one.strength, looking.image_encoder(at, name, device), network.unet, device,
                             dtype)  # fmt: skip
     found_beside = beside.get(int(config.in_channels))
     told = guides.Guides(where, followers, look, found_beside, codec.factor)
@@ -178,19 +174,52 @@ def guided(added: Sequence[Added], where: str, network: UNet, codec: Autoencoder
     return guides.Guided(network, followers, look), told
 
 
-def guided_jointly(added: Sequence[Added], where: str, network: SD3 | Flux, family: str, codec: Autoencoder, device: str,
+EYES = {"eye": "CLIP", "siglip": "SigLIP"}
+
+
+def _reference(added: Sequence[Added], kind: str, own: Folder | None) -> tuple[Added, Weights, Folder, str] | None:
+    """The IP-Adapter that is given, its tensors, and where its image encoder (of EYES) lies; None where there is none.
+
+    own: the folder whose image_encoder serves where none is given. Raises UserError where one of them is missing or too many.
+    """
+    looks, eyes = [one for one in added if one.kind == "look"], [one for one in added if one.kind in EYES]
+    for pair in (looks, eyes):
+        if len(pair) > 1:
+            raise UserError(f"adapter: {pair[0].path} and {pair[1].path} are both for a reference picture; give one")
+    if eyes and not looks:
+        raise UserError(f"adapter: {eyes[0].path} is an image encoder, which an IP-Adapter needs; give that file with it")
+    if not looks:
+        return None
+    if eyes and eyes[0].kind != kind:
+        raise UserError(f"adapter: {eyes[0].path} is {EYES[eyes[0].kind]}'s image encoder, IP-Adapters of this family read "
+                        f"{EYES[kind]}'s; give that one")  # fmt: skip
+    places = [(Folder(eye.path.resolve().parent), eye.path.resolve().name) for eye in eyes]
+    places += [(own, "image_encoder")] if own is not None else []
+    if not places:
+        raise UserError(f"adapter: {looks[0].path} is an IP-Adapter; give the folder of its image encoder with --adapter, too")
+    assert looks[0].weights is not None
+    return looks[0], looks[0].weights, *places[0]
+
+
+def guided_jointly(added: Sequence[Added], where: str, network: SD3 | Flux, family: str, codec: Autoencoder, own: Folder | None,
+                   device: str,
                    dtype: torch.dtype) -> tuple[SD3 | Flux | joint_guides.GuidedJoint, guides.Guides]:  # fmt: skip
-    """As `guided`, of Stable Diffusion 3 and Flux, whose ControlNets alone are read."""
+    """As `guided`, of Stable Diffusion 3 and Flux."""
     followers = []
     for one in added:
         if one.kind == family:
             place = one.path.resolve()
             followers.append(joint_guides.branch(Folder(place.parent), place.name, _name(one.path), one.strength, family, network,
                                                  codec, device, dtype))  # fmt: skip
-        elif one.kind in TOLD:
+        elif one.kind in TOLD and one.kind not in ("look", *EYES):
             raise _other(one)
-    told = guides.Guides(where, followers, factor=codec.factor)
-    return (joint_guides.GuidedJoint(network, followers) if followers else network), told
+    look, found = None, _reference(added, "eye" if family == "flux" else "siglip", own)
+    if found is not None:
+        one, file, at, name = found
+        encoder = joint_looking.encoder_of(at, name, family, device)
+        look = joint_looking.look(one.path, file, one.strength, encoder, network.transformer, device, dtype)
+    told = guides.Guides(where, followers, look, factor=codec.factor)
+    return (joint_guides.GuidedJoint(network, followers, look) if followers or look else network), told
 
 
 def _other(one: Added) -> UserError:

@@ -119,10 +119,11 @@ class MLP(nn.Module):
     def __init__(self, width: int, inner: int, act: str) -> None:
         super().__init__()
         self.fc1, self.fc2, self.act = nn.Linear(width, inner), nn.Linear(inner, width), act
+        self.rough = "tanh" if act == "gelu_pytorch_tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.fc1(x)
-        y = y * torch.sigmoid(1.702 * y) if self.act == "quick_gelu" else F.gelu(y)
+        y = y * torch.sigmoid(1.702 * y) if self.act == "quick_gelu" else F.gelu(y, approximate=self.rough)
         return self.fc2(y)
 
 

@@ -14,7 +14,7 @@ from unfog.diffusion import Gaussian
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.diffusion.schedules import Linear, Table
 from unfog.errors import UserError, shown, unknown
-from unfog.interop import added, guides, joint, joint_guides, original, single
+from unfog.interop import added, guides, joint, joint_guides, joint_looking, original, single
 from unfog.interop import layout as layouts
 from unfog.interop.clip import Tokens
 from unfog.interop.flows import FlowSteps
@@ -52,7 +52,7 @@ def load(path: Path, device: str | None, adapters: Sequence[str | Path], predict
          dtype: torch.dtype | None) -> Model:  # fmt: skip
     """See `unfog.interop.load`."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or fastest(device, _size(path))
+    dtype = dtype or fastest(device, _bytes(path))
     extra: list[added.Added] = []
     if path.is_dir() and (found := layouts.read(path)).family in layouts.OTHERS:
         return _flowing(found, adapters, prediction, device, dtype)
@@ -82,8 +82,8 @@ def load(path: Path, device: str | None, adapters: Sequence[str | Path], predict
     ))  # fmt: skip
 
 
-def _size(path: Path) -> int:
-    """Bytes of a folder's network, or of a file."""
+def _bytes(path: Path) -> int:
+    """Of a folder's network, or of a file."""
     files = [path] if path.is_file() else [*path.glob("unet/*.safetensors"), *path.glob("transformer/*.safetensors")]
     return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -116,7 +116,8 @@ def _flowing(found: Layout, adapters: Sequence[str | Path], prediction: str | No
     joint.fitting(root, space)
     joint.tried(root, network.to(device), sizes)
     added.apply(extra, network.transformer, space)
-    whole, space.guides = added.guided_jointly(extra, root.name, network, family, codec, device, dtype)
+    eye = found.folder if found.parts.get("image_encoder") == joint_looking.ENCODERS[family] else None
+    whole, space.guides = added.guided_jointly(extra, root.name, network, family, codec, eye, device, dtype)
     denoiser = Preconditioned(whole, Gaussian(Linear()), "flow", "flow")
     if space.guides.branches:
         joint_guides.trial(denoiser, space.guides, sizes)

@@ -21,6 +21,7 @@ from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError, shown
 from unfog.interop.guides import Follower, Guides
 from unfog.interop.joint import SD3, UNIT, Flux, Sizes, packed
+from unfog.interop.looking import Look
 from unfog.interop.networks import Autoencoder, built, config_of, filled, package
 from unfog.interop.safe import Folder
 
@@ -102,11 +103,12 @@ def spread(before: list[Tensor] | None, residuals: Sequence[Tensor], strength: T
 
 class GuidedJoint(nn.Module):
     """A transformer with what steers it. cond, beside its own: "control" (B, c, h, w), the latents of all pictures in their
-    order; "control_strength" (B, K). Where no strength differs from 0 the transformer alone is asked."""
+    order; "control_strength" (B, K); "image" and "image_mask" of `looking.py`. Where no strength differs from 0 the transformer
+    alone is asked."""
 
-    def __init__(self, base: SD3 | Flux, branches: Sequence[JointBranch]) -> None:
+    def __init__(self, base: SD3 | Flux, branches: Sequence[JointBranch], look: Look | None = None) -> None:
         super().__init__()
-        self.base = base
+        self.base, self.look = base, look
         self.branches = nn.ModuleList(branches)
 
     @property
@@ -114,9 +116,17 @@ class GuidedJoint(nn.Module):
         return self.base.transformer
 
     def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        told: dict[str, Any] = {key: value for key, value in cond.items() if key not in ("control", "control_strength")}
-        if "control" not in cond or not bool((cond["control_strength"] != 0).any()):
+        own = ("control", "control_strength", "image", "image_mask")
+        told: dict[str, Any] = {key: value for key, value in cond.items() if key not in own}
+        if "control" in cond and bool((cond["control_strength"] != 0).any()):
+            told["extra"] = self._added(x, level, cond, told)
+        if self.look is None or "image" not in cond or not bool((cond["image_mask"] != 0).any()):
             return self.base(x, level, told)
+        with self.look.at(cond["image"], cond["image_mask"], level):
+            return self.base(x, level, told)
+
+    def _added(self, x: Tensor, level: Tensor, cond: Mapping[str, Tensor], told: Mapping[str, Tensor]) -> list[Any]:
+        """What the branches add to each layer of the transformer's rows."""
         branches: list[Any] = list(self.branches)
         hints = cond["control"].to(x.dtype).split([one.channels * len(one.kinds) for one in branches], dim=1)
         strengths = cond["control_strength"].to(x.dtype).split([len(one.kinds) for one in branches], dim=1)
@@ -124,7 +134,7 @@ class GuidedJoint(nn.Module):
         for branch, hint, strength in zip(branches, hints, strengths, strict=True):
             if bool((strength != 0).any()):
                 branch.added(self.base, x, level, told, hint, strength, sums)
-        return self.base(x, level, told | {"extra": sums})
+        return sums
 
 
 def branch(folder: Folder, component: str, name: str, strength: float, family: str, base: SD3 | Flux, codec: Autoencoder,

@@ -2,23 +2,24 @@
 
     y = softmax(q kᵀ/√d) v  +  w · softmax(q k′ᵀ/√d + ln ρ) v′          k′, v′ from the references' tokens
 
-Several references stand side by side; w is the largest weight, ρ each one's share of it, as with our own (`networks/style.py`).
+Several references stand side by side; w is the largest weight, ρ each one's share of all, as with our own (`networks/style.py`).
 
-    plain    the picture's embedding -> 4 tokens               image_proj.proj
+    plain    the picture's embedding -> a few tokens           image_proj.proj
     plus     states before the last layer -> a resampler       image_proj.latents
     full     the same states, each a token                     image_proj.proj.0, .2, .3
 
+`joint_looking.py` has those of Flux and Stable Diffusion 3.
 Source: Ye et al. 2023, arXiv:2308.06721, and the names of weights of its code, github.com/tencent-ailab/IP-Adapter.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,8 +33,17 @@ from unfog.interop.networks import config_of, filled
 from unfog.interop.safe import Folder, Weights, check_shapes
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training pictures
+T = TypeVar("T")
 HEAD = 64  # numbers of a head of the resampler
-PLAIN = 4  # tokens of a plain adapter
+
+
+def vision_sizes(config: Mapping[str, Any], patch: int) -> tuple[int, int, int, int, int]:
+    """Width, picture's side, patch (usually so many pixels), heads and layers of an image network. Raises UserError."""
+    width, size, patch = config.get("hidden_size", 768), config.get("image_size", 224), config.get("patch_size", patch)
+    heads, layers = config.get("num_attention_heads", 12), config.get("num_hidden_layers", 12)
+    if not all(type(n) is int and n > 0 for n in (width, size, patch, heads, layers)) or size > 2048 or size % patch:
+        raise UserError("its sizes make no network; get the folder again")
+    return width, size, patch, heads, layers
 
 
 class ClipVision(nn.Module):
@@ -42,11 +52,8 @@ class ClipVision(nn.Module):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        width, size, patch = config.get("hidden_size", 768), config.get("image_size", 224), config.get("patch_size", 32)
-        heads, layers = config.get("num_attention_heads", 12), config.get("num_hidden_layers", 12)
+        width, size, patch, heads, layers = vision_sizes(config, 32)
         act = config.get("hidden_act", "quick_gelu")
-        if not all(type(n) is int and n > 0 for n in (width, size, patch, heads, layers)) or size > 2048 or size % patch:
-            raise UserError("its sizes make no network; get the folder again")
         if act not in ("quick_gelu", "gelu") or width % heads:
             raise UserError(f"hidden_act {shown(act)} with {heads} heads of {width} is not known; give CLIP's image encoder")
         eps = config.get("layer_norm_eps", 1e-5)
@@ -74,18 +81,27 @@ class ClipVision(nn.Module):
             before, x = x, layer(x)
         return self.visual_projection(self.post_layernorm(x[:, 0])), before
 
+    def prepared(self, picture: Any) -> Tensor:
+        """A picture as CLIP sees it, (3, size, size): see `prepared`."""
+        return prepared(picture, self.size)
 
-def image_encoder(folder: Folder, component: str, device: str) -> ClipVision:
-    """The image network of a folder (CLIPVisionModelWithProjection), in float32. Raises UserError where it is damaged."""
+
+def seen_by(folder: Folder, component: str, make: Callable[[Mapping[str, Any]], T]) -> T:
+    """What `make` makes of a component's config on the meta device. Raises UserError naming the config where it cannot."""
     where = folder.root / component / "config.json"
     try:
         config = config_of(folder, component)
         with torch.device("meta"):
-            network = ClipVision(config)
+            return make(config)
     except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise UserError(str(error) if str(where) in str(error) else f"{where}: {error}") from None
         raise UserError(f"{where}: makes no network ({str(error)[:80]}); get the folder again") from None
+
+
+def image_encoder(folder: Folder, component: str, device: str) -> ClipVision:
+    """The image network of a folder (CLIPVisionModelWithProjection), in float32. Raises UserError where it is damaged."""
+    network = seen_by(folder, component, ClipVision)
     filled(network, folder.weights(component, "model"), torch.float32, strip="vision_model.")
     return network.to(device)
 
@@ -104,11 +120,15 @@ class Perceiver(nn.Module):
         )
 
     def forward(self, x: Tensor, queries: Tensor) -> Tensor:
-        seen, asked = self.norm1(x), self.norm2(queries)
+        queries = queries + self.looked(self.norm1(x), self.norm2(queries))
+        return queries + self.mlp(queries)
+
+    def looked(self, seen: Tensor, asked: Tensor) -> Tensor:
+        """What queries find, both normed."""
         k, v = self.to_kv(torch.cat([seen, asked], dim=1)).chunk(2, dim=-1)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.to_q(asked), k, v))
-        queries = queries + self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return queries + self.mlp(queries)
+        found: Tensor = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return found
 
 
 class Tokens(nn.Module):
@@ -120,7 +140,8 @@ class Tokens(nn.Module):
         if "proj.weight" in shapes:
             self.kind = "plain"
             self.norm = nn.LayerNorm(text)
-            self.proj = nn.Linear(shapes["proj.weight"][1], PLAIN * text)
+            self.count = max(shapes["proj.weight"][0] // text, 1)
+            self.proj = nn.Linear(shapes["proj.weight"][1], self.count * text)
         elif "latents" in shapes:
             self.kind = "plus"
             _, count, width = shapes["latents"]
@@ -146,7 +167,7 @@ class Tokens(nn.Module):
     def forward(self, embedding: Tensor, states: Tensor) -> Tensor:
         """(B, n, d)."""
         if self.kind == "plain":
-            return self.norm(self.proj(embedding).unflatten(-1, (PLAIN, -1)))
+            return self.norm(self.proj(embedding).unflatten(-1, (self.count, -1)))
         if self.kind == "full":
             found: Tensor = self.proj(states)
             return found
@@ -157,7 +178,7 @@ class Tokens(nn.Module):
 
 
 Seen = tuple[Tensor, Tensor, Tensor]  # tokens (B, R·n, d), ln ρ of each (B, 1, 1, R·n), w (B, 1, 1)
-_SEEN: ContextVar[Seen | None] = ContextVar("seen", default=None)  # each thread has its own
+SEEN: ContextVar[Seen | None] = ContextVar("seen", default=None)  # each thread has its own
 
 
 class Beside:
@@ -169,7 +190,7 @@ class Beside:
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
                  attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:  # fmt: skip
         out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        seen = _SEEN.get()
+        seen = SEEN.get()
         if seen is None:
             return out
         tokens, share, weight = seen
@@ -180,10 +201,11 @@ class Beside:
 
 
 class Look:
-    """An IP-Adapter on a network: its encoder, its tokens, its strength."""
+    """An IP-Adapter on a network: its encoder, its tokens, its strength. black: nothing is a black picture, not an embedding
+    of zeros."""
 
-    def __init__(self, encoder: ClipVision, project: Tokens, strength: float) -> None:
-        self.encoder, self.project, self.strength = encoder, project, strength
+    def __init__(self, encoder: Any, project: Any, strength: float, black: bool = False) -> None:
+        self.encoder, self.project, self.strength, self.black = encoder, project, strength, black
         self.kept: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     @torch.no_grad()
@@ -192,37 +214,49 @@ class Look:
 
         Raises UserError for a picture that cannot be read.
         """
-        seen = torch.stack([prepared(one, self.encoder.size) for one in pictures]).to(next(self.project.parameters()).device)
+        seen = self.prepared(pictures)
         if self.kept is not None and torch.equal(self.kept[0], seen):  # a request is checked before it is made
             return self.kept[1]
         told = self.encoder(seen)
-        plain = self.project.kind == "plain"
-        nothing = (torch.zeros_like(told[0][:1]), told[1][:1]) if plain else self.encoder(torch.zeros_like(seen[:1]))
+        plain = self.project.kind == "plain" and not self.black
+        nobody = self.prepared([Image.new("RGB", (8, 8))]) if self.black else torch.zeros_like(seen[:1])
+        nothing = (torch.zeros_like(told[0][:1]), told[1][:1]) if plain else self.encoder(nobody)
         found, empty = self.project(*told), self.project(*nothing)
         self.kept = seen, (found.flatten(0, 1)[None], empty.repeat(1, len(seen), 1))
         return self.kept[1]
 
+    def prepared(self, pictures: Sequence[Any]) -> Tensor:
+        """As the encoder sees them, (R, 3, size, size). Raises UserError for a picture that cannot be read."""
+        where = next(self.encoder.parameters()).device
+        return torch.stack([self.encoder.prepared(one) for one in pictures]).to(where)
+
     @contextmanager
-    def at(self, tokens: Tensor, weights: Tensor) -> Iterator[None]:
-        """Attention looks at tokens (B, R·n, d) with weights (B, R) inside."""
+    def at(self, tokens: Tensor, weights: Tensor, level: Tensor | None = None) -> Iterator[None]:
+        """Attention looks at tokens (B, R·n, d) with weights (B, R) inside; level: of noise (B,), where tokens depend on it."""
         most = weights.abs().amax(dim=1)
-        share = (weights.abs() / most.clamp(min=1e-6)[:, None]).log()
+        # in all 1: where other keys stand beside, a picture given twice is still that picture
+        share = (weights.abs() / weights.abs().sum(dim=1, keepdim=True).clamp(min=1e-6)).log()
         spread = share.clamp(min=-1e4).repeat_interleave(tokens.shape[1] // weights.shape[1], dim=1)
         sign = torch.where((weights < 0).any(1), -most, most)  # an adapter's strength may be below 0, and is one for all
-        before = _SEEN.set((tokens, spread[:, None, None].to(tokens.dtype), sign[:, None, None]))
+        before = SEEN.set((tokens, spread[:, None, None].to(tokens.dtype), sign[:, None, None]))
         try:
             yield
         finally:
-            _SEEN.reset(before)
+            SEEN.reset(before)
 
 
-def prepared(picture: Any, size: int) -> Tensor:
-    """A picture as CLIP sees it, (3, size, size): its middle square, clear as white, normalised."""
+def on_white(picture: Any) -> Image.Image:
+    """A picture without transparency. Raises UserError where it cannot be read."""
     from unfog.modalities.image.controls import opened
 
     image = opened(picture)
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    image = Image.alpha_composite(white, image).convert("RGB")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def prepared(picture: Any, size: int) -> Tensor:
+    """A picture as CLIP sees it, (3, size, size): its middle square, clear as white, normalised."""
+    image = on_white(picture)
     short = min(image.size)
     width, height = (max(size * side // short, size) for side in image.size)
     image = image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BICUBIC)
@@ -243,7 +277,7 @@ def look(path: Path, weights: Weights, strength: float, encoder: ClipVision, une
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError):
         what = "is of a kind of IP-Adapter that unfog does not read; give a plain, plus or full-face one"
         raise UserError(f"{path}: {what}") from None
-    names = {name: _renamed(name) for name in project.state_dict()}
+    names = {name: file_name(name) for name in project.state_dict()}
     wanted = {f"image_proj.{names[name]}": tuple(value.shape) for name, value in project.state_dict().items()}
     layers: list[Any] = [m for name, m in unet.named_modules() if name.endswith("attn2")]
     for k, layer in enumerate(layers):
@@ -272,7 +306,8 @@ def fit(path: Path, wanted: Mapping[str, tuple[int, ...]], weights: Weights, wha
         raise UserError(f"{path}: {reason}; give {what} made for this model's family") from None
 
 
-def _renamed(name: str) -> str:
-    """The file's name of one of `Tokens`' weights: a round's attention and its other layers are two parts there."""
+def file_name(name: str) -> str:
+    """The file's name of one of the weights of tokens: a round's attention and its other layers are parts of their own there."""
+    name = re.sub(r"^layers\.(\d+)\.told\.", r"layers.\1.2.", name)
     name = re.sub(r"^layers\.(\d+)\.mlp\.", r"layers.\1.1.", name)
     return re.sub(r"^layers\.(\d+)\.(norm|to_)", r"layers.\1.0.\2", name)
