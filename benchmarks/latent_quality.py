@@ -57,18 +57,8 @@ def trained(work: Path, data: Path, steps: int) -> None:
             recipe |= {"name": "emoji-128-pixels", "settings": {**recipe["settings"], "unshuffle": 4}, "noise_mean": 1.6}
             del recipe["autoencoder"]
         (work / f"{way}.json").write_text(json.dumps(recipe))
-        command = [
-            sys.executable,
-            "-m",
-            "unfog",
-            "train",
-            str(work / f"{way}.json"),
-            "--out",
-            str(work / way),
-            "--start",
-            str(start),
-        ]
-        running.append(subprocess.Popen(command, env=one))
+        command = [sys.executable, "-m", "unfog", "train", work / f"{way}.json", "--out", work / way, "--start", start]
+        running.append(subprocess.Popen([*map(str, command)], env=one))
     if sum(process.wait() for process in running):  # of all of them: none is left behind
         sys.exit("training failed")
 
@@ -122,6 +112,8 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
+    if not given.data.exists():
+        sys.exit(f"{given.data}: is missing; build it with tools/data/emoji_128.py, or give its place with --data")
     torch.set_num_threads(1)
     trained(given.work, given.data.resolve(), given.steps)
     data = data_at(given.data)

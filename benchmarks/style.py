@@ -34,7 +34,7 @@ import unfog.data
 from unfog.evaluation import looks as looks_
 from unfog.evaluation.scorer import sized
 from unfog.files import write_atomic
-from unfog.modalities.image.controls import planes
+from unfog.modalities.image.codec import premultiply
 from unfog.modalities.image.data import PictureSet
 from unfog.modalities.image.restyle import UNSEEN, restyled
 from unfog.modalities.image.show import contact_sheet
@@ -49,14 +49,14 @@ def likely(model: unfog.model.Model, references: np.ndarray, kept: dict[bytes, t
     """How likely each reference is of each style, (B, 1, K); asked once."""
     key = references.tobytes()
     if key not in kept:
-        image = planes(torch.from_numpy(references))
+        image = premultiply(torch.from_numpy(references))
         kept[key] = torch.cat([kinds_of(image[i : i + BATCH], model) for i in range(0, len(image), BATCH)])[:, None]
     return kept[key]
 
 
 def made(model: unfog.model.Model, items: list[Any], references: np.ndarray, weight: float, steps: int | None) -> np.ndarray:
     """Pictures of (prompt, None, seed) items, each in the style of its reference (B, H, W, 4)."""
-    image = planes(torch.from_numpy(references))[:, None]
+    image = premultiply(torch.from_numpy(references))[:, None]
     told = {"image": image, "image_mask": torch.full((len(image), 1), weight), "image_named": torch.ones(len(image)),
             "image_kinds": likely(model, references)}  # fmt: skip
     return steered(model, items, told, steps)

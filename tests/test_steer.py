@@ -7,7 +7,7 @@ import torch
 import unfog
 import unfog.data
 from unfog.interop.guides import Steer
-from unfog.modalities.image.controls import planes
+from unfog.modalities.image.codec import premultiply
 from unfog.modalities.image.data import PictureSet
 from unfog.steer import Hints, kinds_of, shipped
 
@@ -58,9 +58,9 @@ def test_a_reference_is_read_as_its_style_also_as_one_that_the_reader_was_not_ta
     held = data.split("heldout_concept")
     assert model.adapters[-1].card.training["recipe"]["held_style"] == "openmoji"
     places = [[i for i in held if data.records[i].style == style][:40:13] for style in model.styles]
-    found = kinds_of(planes(torch.from_numpy(np.stack([data.load(i, 64) for part in places for i in part]))), model)
+    found = kinds_of(premultiply(torch.from_numpy(np.stack([data.load(i, 64) for part in places for i in part]))), model)
     assert torch.allclose(found.sum(1), torch.ones(len(found)), atol=1e-5)
     right = found.argmax(1).reshape(len(places), -1) == torch.arange(len(places))[:, None]
     assert right.double().mean() > 0.7 and right[model.styles.index("openmoji")].double().mean() > 0.7
-    alone = kinds_of(planes(torch.from_numpy(np.stack([data.load(places[2][0], 64)]))), model)
+    alone = kinds_of(premultiply(torch.from_numpy(np.stack([data.load(places[2][0], 64)]))), model)
     assert torch.allclose(alone, found[2 * len(places[0])][None], atol=0.02)  # bf16 may take another last bit in a batch

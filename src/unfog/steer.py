@@ -111,9 +111,10 @@ def kinds_of(image: Tensor, model: Any) -> Tensor:
 
 def reference_of(picture: Any, frame: tuple[int, int]) -> Tensor:
     """A reference, premultiplied RGBA (4, height, width). Raises UserError where it cannot be read."""
-    from unfog.modalities.image.controls import framed, planes
+    from unfog.modalities.image.codec import premultiply
+    from unfog.modalities.image.controls import framed
 
-    return planes(framed(picture, frame))[0]
+    return premultiply(framed(picture, frame))[0]
 
 
 def controls_of(asked: Sequence[ControlAsked], known: Mapping[str, int], frame: tuple[int, int], where: str) -> Hints:

@@ -12,7 +12,7 @@ import unfog
 from unfog.adapters import read_adapter
 from unfog.cli.app import run
 from unfog.errors import UserError
-from unfog.modalities.image.controls import planes
+from unfog.modalities.image.codec import premultiply
 from unfog.modalities.image.restyle import FILTERS, UNSEEN, restyled
 from unfog.modalities.image.show import read_recipe
 from unfog.networks.style import StyleReader
@@ -197,14 +197,14 @@ def test_a_reader_begins_by_saying_what_a_style_s_name_says(tiny_recipe, tiny_co
     with torch.no_grad():  # of what is like none of them, no more is said than names say
         strange = reader.named(50 * torch.randn(20, sum(reader.groups)))
         assert (strange.norm(dim=1) <= 1.0001 * reader.names.norm(dim=1).max()).all()
-    looks = reader.looks(planes(pictures))
+    looks = reader.looks(premultiply(pictures))
     assert looks.mean(0).abs().max() < 0.6 and 0.5 < looks.std(0).median() < 1.5  # measured: each number counts alike
     x, level = torch.randn(2, 4, 16, 16), torch.zeros(2)
     nothing = torch.full((2,), 2)
     with torch.no_grad():
         named = base(x, level, {"class": torch.tensor([0, 1])})
         without = base(x, level, {"class": nothing})
-        shown = {"class": nothing, "image": planes(pictures[:2])[:, None], "image_mask": torch.ones(2, 1)}
+        shown = {"class": nothing, "image": premultiply(pictures[:2])[:, None], "image_mask": torch.ones(2, 1)}
         read = base(x, level, reader(shown))
     assert (read - named).norm() < 0.3 * (without - named).norm()
 

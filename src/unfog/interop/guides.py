@@ -236,11 +236,12 @@ class Guides:
 
     def hint(self, kind: str, picture: Any, frame: tuple[int, int]) -> Tensor:
         """What is followed of a picture: itself, fitted into the frame, clear as black; (c, height, width) in [0, 1]."""
-        from unfog.modalities.image.controls import framed, planes
+        from unfog.modalities.image.codec import premultiply
+        from unfog.modalities.image.controls import framed
 
         place = self._find(kind)
         channels = 1 if place < 0 else self.places[place][0].colours
-        seen = planes(framed(picture, frame, clear=False))[0, :3]
+        seen = premultiply(framed(picture, frame, clear=False))[0, :3]
         if channels == 1:
             seen = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), seen, 1)[None]  # as Pillow makes grey of colours
         return seen

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unfog.errors import unknown
-from unfog.modalities.image.controls import planes
+from unfog.modalities.image.codec import premultiply
 from unfog.modalities.image.restyle import restyled
 from unfog.networks.style import StyleReader
 from unfog.networks.unet import UNet
@@ -55,7 +55,7 @@ class StyledCorpus(PictureCorpus):
     def told(self, pictures: np.ndarray, weight: np.ndarray) -> Cond:
         """cond of one reference an item, (B, H, W, 4), by weight (B,)."""
         device = self.states.device if self.states is not None else "cpu"
-        image = planes(torch.from_numpy(pictures))[:, None]
+        image = premultiply(torch.from_numpy(pictures))[:, None]
         return {"image": image.to(device), "image_mask": torch.from_numpy(weight.astype(np.float32))[:, None].to(device)}
 
     def batch(self, recipe: Recipe, index: int, rows: slice = slice(None)) -> tuple[Tensor, Cond]:
@@ -110,7 +110,7 @@ def primed(reader: StyleReader, network: UNet, corpus: StyledCorpus, seed: int) 
     device = reader.looks.mean.device
     with torch.no_grad():
         parts = [corpus.pixels(chosen[first : first + NAMED]) for first in range(0, len(chosen), NAMED)]
-        raw = torch.cat([reader.looks(planes(torch.from_numpy(np.stack(part))).to(device)) for part in parts])
+        raw = torch.cat([reader.looks(premultiply(torch.from_numpy(np.stack(part))).to(device)) for part in parts])
         reader.looks.mean.copy_(raw.mean(0))
         reader.looks.spread.copy_(raw.std(0, correction=0) + 1e-3)
     label = network.conditioning.label

@@ -22,18 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.errors import UserError, unknown
+from unfog.modalities.image.codec import premultiply
 from unfog.modalities.image.data import LARGEST, UNREADABLE, _fit, unreadable
 
 WEAKEST, STRONGEST = 0.12, 0.35  # steps of colour or alpha, per pixel, between which a line grows from nothing to full ink
 INK = 0.4  # how much darker than both its sides a stroke is
 BLOCKS, COARSE = 8, 4  # blocks a side of a palette; pixels a side of one of low resolution
 PAPER = 0.55  # share of a sketch that is bare
-
-
-def planes(pictures: Tensor) -> Tensor:
-    """Straight RGBA (B, H, W, 4) uint8 to premultiplied (B, 4, H, W) in [0, 1]."""
-    x = pictures.permute(0, 3, 1, 2).float() / 255
-    return torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], dim=1)
 
 
 def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +45,7 @@ def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def lineart(pictures: Tensor) -> Tensor:
     """Lines as a pen would draw them, one pixel wide and 1 on them: outlines, borders of areas, and strokes as one line."""
-    x = planes(pictures)
+    x = premultiply(pictures)
     size, angle = gradient(x)
     # thinned: a pixel stays where none of its two neighbours across the edge is steeper
     turn = ((angle / (torch.pi / 4)).round().long() % 4)[None]
@@ -74,7 +69,7 @@ def lineart(pictures: Tensor) -> Tensor:
 
 def softedge(pictures: Tensor) -> Tensor:
     """Edges as a soft ridge some three pixels wide, the stronger the brighter."""
-    size, _ = gradient(planes(pictures))
+    size, _ = gradient(premultiply(pictures))
     soft = F.avg_pool2d(F.pad(size[:, None], (1, 1, 1, 1), mode="replicate"), 3, 1)
     return (soft / STRONGEST).clamp(0, 1)
 
@@ -85,7 +80,7 @@ def silhouette(pictures: Tensor) -> Tensor:
 
 
 def _blocks(pictures: Tensor, rows: int, columns: int, mode: str) -> Tensor:
-    x = planes(pictures)
+    x = premultiply(pictures)
     small = F.adaptive_avg_pool2d(x, (max(rows, 1), max(columns, 1)))
     return F.interpolate(small, x.shape[-2:], mode=mode, **({} if mode == "nearest" else {"align_corners": False}))
 
@@ -113,7 +108,7 @@ class Control:
 
 
 def _shade(pictures: Tensor) -> Tensor:
-    x = planes(pictures)
+    x = premultiply(pictures)
     return x[:, :3].mean(1, keepdim=True)
 
 
@@ -124,7 +119,7 @@ CONTROLS: dict[str, Control] = {
     "palette": Control("coarse blocks of colour", 4, palette),
     "lowres": Control("a small or blurred picture", 4, lowres),
     "depth": Control("a depth map, near is light, black is nothing", 1, _shade, given=True),
-    "normals": Control("a map of normals as colours, black is nothing", 3, lambda p: planes(p)[:, :3], given=True),
+    "normals": Control("a map of normals as colours, black is nothing", 3, lambda p: premultiply(p)[:, :3], given=True),
 }
 
 
@@ -137,7 +132,7 @@ def kind_of(name: str) -> Control:
 
 def as_drawn(name: str, pictures: Tensor) -> Tensor:
     """Hints (B, c, H, W) that pictures (B, H, W, 4) straight RGBA uint8 are themselves: lines dark on light, else maps."""
-    x, control = planes(pictures), kind_of(name)
+    x, control = premultiply(pictures), kind_of(name)
     if name == "lineart":
         return x[:, 3:] - x[:, :3].mean(1, keepdim=True)
     return x[:, : control.channels] if control.channels > 1 else _shade(pictures)
