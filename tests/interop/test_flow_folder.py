@@ -119,7 +119,7 @@ def test_a_shard_that_is_missing(folder):
     [
         ({"joint_attention_dim": 90}, "has shape"),
         ({"num_layers": 10**6}, "num_layers"),
-        ({"out_channels": 4}, "out_channels"),
+        ({"out_channels": 30}, "out_channels"),
         ({"attention_head_dim": 7}, "transformer/config.json"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "asks for code"),
         ({"evil": 3}, "not known to this diffusers"),

@@ -218,7 +218,9 @@ def guided_jointly(added: Sequence[Added], where: str, network: SD3 | Flux, fami
         one, file, at, name = found
         encoder = joint_looking.encoder_of(at, name, family, device)
         look = joint_looking.look(one.path, file, one.strength, encoder, network.transformer, device, dtype)
-    told = guides.Guides(where, followers, look, factor=codec.factor)
+    config: Any = network.transformer.config
+    fills = config.in_channels > (config.out_channels or config.in_channels)
+    told = guides.Guides(where, followers, look, guides.INPAINT if fills else None, codec.factor)
     return (joint_guides.GuidedJoint(network, followers, look) if followers or look else network), told
 
 

@@ -2,6 +2,7 @@
 
     SD 3    text = [CLIP-L | CLIP-G | 0] then T5, side by side in length;  pooled = CLIP-L, CLIP-G;  an encoder left out is zeros
     Flux    text = T5;  pooled = CLIP-L;  four latents a token, each with its row and column;  guidance told as a number
+    Fill    Flux that reads, beside each latent, that of the picture with grey where it is free, and which of its pixels are free
 
 Sources: Esser et al. 2024, arXiv:2403.03206, §4; Black Forest Labs 2024 (Flux).
 """
@@ -12,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, pixel_unshuffle
 
 from unfog.errors import UserError, shown, unknown
 from unfog.interop.clip import Fragments
@@ -28,14 +30,14 @@ from unfog.requests import GenerateRequest
 CLASSES = {"sd3": "SD3Transformer2DModel", "flux": "FluxTransformer2DModel"}
 MODULES = {"sd3": "diffusers.models.transformers.transformer_sd3", "flux": "diffusers.models.transformers.transformer_flux"}
 TOKENS = {"sd3": 256, "flux": 512}  # of T5, usually
-GUIDANCE = 3.5
+GUIDANCE, FILLING = 3.5, 30.0  # usually told to Flux, and to its network that fills in
 UNIT = 1000.0  # the networks know σ in thousandths
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What a network takes: numbers of a text state and of the pooled one, latent channels, latents a side of a patch, patches
-    a side at most (None: any), latents a side in training, and whether it is told a guidance."""
+    a side at most (None: any), latents a side in training, whether it is told a guidance, and channels beside the latents."""
 
     text: int
     pooled: int
@@ -44,6 +46,7 @@ class Sizes:
     furthest: int | None
     side: int
     guided: bool
+    beside: int = 0
 
 
 class SD3(nn.Module):
@@ -87,8 +90,8 @@ def packed(x: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Flux(nn.Module):
-    """network(x_t (B, C, h, w), σ (B,), cond: text, pooled; guidance (B,) where it is told one; "extra": what is added to each
-    layer of its two rows). h and w even."""
+    """network(x_t (B, C, h, w), σ (B,), cond: text, pooled; guidance (B,) where it is told one; "beside" (B, c, h, w) where it
+    reads more than latents; "extra": what is added to each layer of its two rows). h and w even."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -97,7 +100,8 @@ class Flux(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor, cond: Mapping[str, Any]) -> Tensor:
         b, c, h, w = x.shape
-        tokens, places, words = packed(x, cond["text"])
+        seen = torch.cat([x, cond["beside"].to(x.dtype)], dim=1) if "beside" in cond else x
+        tokens, places, words = packed(seen, cond["text"])
         double, single = cond.get("extra", (None, None))
         out: Tensor = self.transformer(
             hidden_states=tokens, encoder_hidden_states=cond["text"], pooled_projections=cond["pooled"], timestep=level,
@@ -124,16 +128,19 @@ def joint(folder: Folder, component: str, family: str, dtype: torch.dtype,
         sizes = Sizes(own.joint_attention_dim, own.pooled_projection_dim, own.in_channels, own.patch_size,
                       own.pos_embed_max_size, own.sample_size, False)  # fmt: skip
     else:
-        odd = own.out_channels not in (None, own.in_channels) and "out_channels"
+        made_of = own.in_channels if own.out_channels is None else own.out_channels
+        odd = (made_of % 4 or not 0 < made_of <= own.in_channels) and "out_channels"
         odd = odd or ((own.patch_size != 1 or own.in_channels % 4) and "in_channels")
         axes = own.axes_dims_rope if isinstance(own.axes_dims_rope, (list, tuple)) else ()
         whole = len(axes) == 3 and all(type(n) is int and n > 0 for n in axes) and sum(axes) == own.attention_head_dim
         odd = odd or (not whole and "axes_dims_rope")
-        sizes = Sizes(own.joint_attention_dim, own.pooled_projection_dim, own.in_channels // 4, 2, None, 128,
-                      bool(own.guidance_embeds))  # fmt: skip
+        sizes = Sizes(own.joint_attention_dim, own.pooled_projection_dim, made_of // 4, 2, None, 128,
+                      bool(own.guidance_embeds), (own.in_channels - made_of) // 4)  # fmt: skip
     if odd:
-        raise UserError(f"{where}: {odd} {shown(str(getattr(own, odd)))} makes no network of {CLASSES[family]} that unfog reads; "
-                        "networks that edit or fill in pictures are not read")  # fmt: skip
+        raise UserError(
+            f"{where}: {odd} {shown(str(getattr(own, odd)))} makes no network of {CLASSES[family]} that unfog reads; "
+            "give another folder"
+        )
     filled(made, weights or folder.weights(component, "diffusion_pytorch_model"), dtype)
     return (SD3(made) if family == "sd3" else Flux(made)), sizes
 
@@ -145,6 +152,7 @@ def tried(where: Any, network: SD3 | Flux, sizes: Sizes) -> None:
     cond = {"text": torch.zeros(1, 1, sizes.text).to(weight), "pooled": torch.zeros(1, sizes.pooled).to(weight)}
     cond |= {"guidance": torch.ones(1).to(weight)} if sizes.guided else {}
     x = torch.zeros(1, sizes.channels, sizes.patch, sizes.patch).to(weight)
+    cond |= {"beside": torch.zeros(1, sizes.beside, sizes.patch, sizes.patch).to(weight)} if sizes.beside else {}
     try:
         fits = network(x, torch.ones(1, device=weight.device), cond).shape == x.shape
         reason = "another shape comes out than goes in"
@@ -201,7 +209,7 @@ class JointSpace(LatentSpace):
         return int(text)
 
     def _guidance(self, settings: Mapping[str, Any]) -> float:
-        text = settings.get("settings", {}).get("guidance", str(GUIDANCE))
+        text = settings.get("settings", {}).get("guidance", str(FILLING if self.sizes.beside else GUIDANCE))
         try:
             value = float(text)
         except ValueError:
@@ -227,7 +235,18 @@ class JointSpace(LatentSpace):
         cond = {"text": torch.cat([part.float() for part in text], dim=1), "pooled": pad(pooled, gap)}
         if self.sizes.guided:
             cond["guidance"] = torch.full((len(prompts),), self._guidance(settings))
+        if self.sizes.beside:
+            own = self._beside(*self._size(settings))
+            cond["beside"] = own.expand(len(prompts), *own.shape[1:])
         return cond
+
+    def around(self, raw: np.ndarray, kept: np.ndarray | None) -> Cond:
+        """As a U-Net for inpainting is told it, but in another order, and each pixel of a cell by itself."""
+        if not self.sizes.beside:
+            return {}
+        free = torch.ones(1, 1, *raw.shape[:2], dtype=torch.bool) if kept is None else ~torch.from_numpy(kept)[None, None]
+        known = self.codec.encode(raw[None], free)
+        return {"beside": torch.cat([known, pixel_unshuffle(free.float(), self.codec.factor).to(known)], dim=1)}
 
     def _zeros(self, prompts: Sequence[Fragments], pooled: int) -> Tensor:
         return torch.zeros((len(prompts), 0) if pooled else (len(prompts), 77, 0), device=self.codec.device)
@@ -253,6 +272,10 @@ def fitting(where: Any, space: JointSpace) -> None:
     if width > sizes.text or said != sizes.text:
         raise UserError(f"{where}: the network reads text of {sizes.text} numbers, the encoders give "
                         f"{said if said != sizes.text else width}; get the folder again")  # fmt: skip
+    pixels = space.codec.factor**2
+    if sizes.beside not in (0, sizes.channels + pixels):
+        raise UserError(f"{where}: the network reads {sizes.beside} channels beside latents, not 0 or those of a masked picture "
+                        f"({sizes.channels} and {pixels}); networks that edit pictures are not read")  # fmt: skip
     if sizes.channels != space.codec.channels:
         raise UserError(f"{where}: the network takes {sizes.channels} channels, the autoencoder gives {space.codec.channels}; "
                         "get the folder again")  # fmt: skip

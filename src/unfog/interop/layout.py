@@ -17,7 +17,7 @@ FAMILIES = {
     "StableDiffusionPipeline": "sd", "StableDiffusionImg2ImgPipeline": "sd", "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl", "StableDiffusionInpaintPipeline": "sd", "StableDiffusionDepth2ImgPipeline": "sd",
     "StableDiffusionXLInpaintPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3", "StableDiffusion3Img2ImgPipeline": "sd3",
-    "FluxPipeline": "flux", "FluxImg2ImgPipeline": "flux",
+    "FluxPipeline": "flux", "FluxImg2ImgPipeline": "flux", "FluxFillPipeline": "flux",
 }  # fmt: skip
 PAIRS = {
     "unet": {("diffusers", "UNet2DConditionModel")},

@@ -1,0 +1,122 @@
+"""Flux's network that fills in: the same latents as diffusers', nothing changes outside the mask, and what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny_flow
+from guided import LATENTS, PROMPT, apart, picture, walked
+
+from unfog.errors import UserError
+from unfog.interop import load, save
+
+BESIDE = 8 + 2 * 2  # latents of the masked picture, and the pixels of a cell of the tiny autoencoder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("fill")
+    tiny_flow.flux(place / "fill", network={"in_channels": 4 * (8 + BESIDE), "out_channels": 32})
+    index = place / "fill/model_index.json"
+    index.write_text(index.read_text().replace("FluxPipeline", "FluxFillPipeline"))
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 13:32] = 255  # a column of cells half free
+    Image.fromarray(mask).save(place / "mask.png")
+    picture(1).save(place / "picture.png")
+    return place
+
+
+@pytest.fixture(scope="module")
+def model(place):
+    return load(place / "fill", "cpu", dtype=torch.float32)
+
+
+def told(model, place):
+    raw = np.asarray(Image.open(place / "picture.png").convert("RGBA"))
+    kept = np.asarray(Image.open(place / "mask.png")) < 128
+    return model.space.around(raw, kept)["beside"]
+
+
+def test_latents(model, place, monkeypatch):
+    from diffusers import FluxFillPipeline
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
+    pipe = FluxFillPipeline.from_pretrained(place / "fill")
+    pipe.set_progress_bar_config(disable=True)
+    x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
+    first, mask = pipe._pack_latents(x, 1, 8, 16, 16), Image.open(place / "mask.png")
+    with torch.no_grad():
+        wanted = pipe(PROMPT, image=picture(1), mask_image=mask, height=32, width=32, strength=1.0, num_inference_steps=20,
+                      latents=first, output_type="latent").images  # fmt: skip
+    fields = {"scale": 1.0, "sampler": "euler", "settings": {"size": "32x32"}}
+    free = walked(model, x, **fields)
+    masked = told(model, place)
+    monkeypatch.setattr(model.space, "_beside", lambda width, height: masked)
+    ours = walked(model, x, **fields)
+    assert apart(pipe._pack_latents(ours, 1, 8, 16, 16), wanted) < LATENTS < apart(ours, free)
+
+
+def edited(model, raw, **fields):
+    from unfog.editing import EditRequest, edit
+
+    *_, last = edit(model, raw, EditRequest(item="x.png", prompt="a red apple", steps=3, seed=1, **fields))
+    return np.asarray(last.item)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (45, 70)])
+def test_outside_a_mask_nothing_changes(model, tmp_path, size):
+    raw = np.random.default_rng(0).integers(0, 256, (*size, 4), dtype=np.uint8)
+    mask = np.zeros(size, np.uint8)
+    mask[10:25, 8:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    made = edited(model, raw, mask=str(tmp_path / "mask.png"))
+    assert made.shape == raw.shape
+    assert np.array_equal(made[mask == 0], raw[mask == 0]) and not np.array_equal(made[mask > 0], raw[mask > 0])
+
+
+def test_other_edits(model):
+    raw = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    raw[..., 3] = 255
+    wide = edited(model, raw, canvas="8,0,8,0")
+    assert wide.shape == (32, 48, 4) and np.array_equal(wide[:, 8:40], raw)
+    assert edited(model, raw, strength=0.5).shape == raw.shape
+    with pytest.raises(UserError, match="tile: fill is for inpainting"):
+        edited(model, raw, tile=True)
+    assert model.generate("a cat", seed=1, steps=2, settings={"size": "48x32"})[0].size == (48, 32)  # all is free
+
+
+def test_the_guidance_it_is_told(model):
+    assert model.space._guidance({}) == 30.0 and model.space._guidance({"settings": {"guidance": "4"}}) == 4.0
+
+
+def test_saved_back(model, tmp_path):
+    from diffusers import FluxFillPipeline
+
+    save(model, tmp_path / "out", half=False)
+    assert FluxFillPipeline.from_pretrained(tmp_path / "out").transformer.config.in_channels == 4 * (8 + BESIDE)
+    again = load(tmp_path / "out", "cpu", dtype=torch.float32)
+    fields = {"seed": 1, "steps": 2, "settings": {"size": "32x32"}}
+    assert again.generate("a cat", **fields)[0].tobytes() == model.generate("a cat", **fields)[0].tobytes()
+
+
+def test_channels_that_mean_nothing(tmp_path):
+    for channels, out, word in ((64, 32, "reads 8 channels beside latents, not 0 or those of a masked picture"),
+                                (32, 64, "out_channels '64' makes no"), (33, 32, "in_channels '33' makes no")):  # fmt: skip
+        folder = tiny_flow.flux(tmp_path / str(channels), network={"in_channels": channels, "out_channels": out})
+        with pytest.raises(UserError, match=word) as error:
+            load(folder, "cpu", dtype=torch.float32)
+        assert "\n" not in str(error.value)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "FluxKontextPipeline"}))
+    with pytest.raises(UserError, match="_class_name"):
+        load(folder, "cpu", dtype=torch.float32)
