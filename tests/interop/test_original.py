@@ -84,12 +84,10 @@ def test_flux(made):
     assert [(one.card.name, one.card.kind) for one in model.adapters] == [("tune", "network")]
 
 
-@pytest.mark.parametrize("fields", [{}, {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}])
-def test_names_of_sd3_are_those_of_diffusers_own_conversion(fields):
-    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers as theirs
-
-    network, old = tiny_flow.sd3_network(3, num_layers=3, **fields), {}
-    for name, tensor in network.state_dict().items():
+def old_sd3(state):
+    """Stable Diffusion 3's first names of a network of diffusers'."""
+    old = {}
+    for name, tensor in state.items():
         found = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)\.(weight|bias)", name)
         if not found:
             table = {"pos_embed.pos_embed": "pos_embed", "pos_embed.proj": "x_embedder.proj", "proj_out": "final_layer.linear",
@@ -107,7 +105,7 @@ def test_names_of_sd3_are_those_of_diffusers_own_conversion(fields):
         if re.search(r"to_[kv]$|add_[kv]_proj", part):
             continue
         if part.endswith(("to_q", "add_q_proj")):
-            three = [network.state_dict()[name.replace("_q", f"_{key}")] for key in "qkv"]
+            three = [state[name.replace("_q", f"_{key}")] for key in "qkv"]
             old[f"joint_blocks.{i}.{side}.{attn}.qkv.{end}"] = torch.cat(three)
             continue
         part = re.sub(r"^(ff|ff_context)\.net\.0\.proj", "mlp.fc1", part)
@@ -115,10 +113,54 @@ def test_names_of_sd3_are_those_of_diffusers_own_conversion(fields):
         part = re.sub(r"^norm1(_context)?\.linear", "adaLN_modulation.1", part)
         part = re.sub(r"norm_(added_)?([qk])$", r"ln_\2", part).replace("to_out.0", "proj").replace("to_add_out", "proj")
         old[f"joint_blocks.{i}.{side}.{part}.{end}"] = tensor
+    return old
+
+
+@pytest.mark.parametrize("fields", [{}, {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}])
+def test_names_of_sd3_are_those_of_diffusers_own_conversion(fields):
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers as theirs
+
+    network = tiny_flow.sd3_network(3, num_layers=3, **fields)
+    old = old_sd3(network.state_dict())
     wanted = theirs(dict(old))
     assert set(wanted) == set(network.state_dict()) and family(old) == "sd3"
     ours = {key: value for name, tensor in old.items() for key, value in renamed(name, tensor, 2).items()}
     assert set(ours) == set(wanted) and all(torch.equal(ours[name], t) for name, t in wanted.items())
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_a_lora_under_the_first_names(tmp_path, name):
+    """kohya's of every layer, and another program's of one: as if the first code's own weights had been changed."""
+    fields = (
+        {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"} if name == "sd3" else {"num_single_layers": 2}
+    )
+    make, old = (tiny_flow.sd3_network, old_sd3) if name == "sd3" else (tiny_flow.flux_network, old_flux)
+    folder = getattr(tiny_flow, name)(tmp_path / name, network=fields)
+    before = old(make(3, **fields).state_dict())
+    lora, after = {}, dict(before)
+    for key, tensor in before.items():
+        if key.endswith(".weight") and tensor.ndim == 2:
+            down, up = torch.randn(2, tensor.shape[1]), torch.randn(len(tensor), 2)
+            stem = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+            lora |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(3.0)}
+            after[key] = tensor + 0.5 * 3.0 / 2 * up @ down
+    assert len(lora) > 3 * 20
+    for file, tensors in (("before", before), ("after", after), ("lora", lora)):
+        save_file({key: t.contiguous() for key, t in tensors.items()}, tmp_path / f"{file}.safetensors")
+    files = [[tmp_path / "after.safetensors"], [tmp_path / "before.safetensors", f"{tmp_path / 'lora.safetensors'}:0.5"]]
+    wanted, found = (load(folder, "cpu", given, dtype=torch.float32).denoiser.network.transformer.state_dict() for given in files)
+    assert all(torch.allclose(found[key], tensor, atol=1e-5) for key, tensor in wanted.items())
+    part = "joint_blocks.2.context_block.attn.qkv" if name == "sd3" else "double_blocks.0.txt_attn.qkv"
+    down, up = torch.randn(2, before[f"{part}.weight"].shape[1]), torch.randn(len(before[f"{part}.weight"]), 2)
+    pair = {f"diffusion_model.{part}.lora_A.weight": down, f"diffusion_model.{part}.lora_B.weight": up}
+    save_file(pair, tmp_path / "one.safetensors")
+    own = load(folder, "cpu", [tmp_path / "one.safetensors"], dtype=torch.float32).denoiser.network.transformer
+    usual = load(folder, "cpu", dtype=torch.float32).denoiser.network.transformer
+    layers = [f"transformer_blocks.{2 if name == 'sd3' else 0}.attn.add_{key}_proj" for key in "qkv"]
+    change = torch.cat([own.get_submodule(one).weight - usual.get_submodule(one).weight for one in layers])
+    assert torch.allclose(change, up @ down, atol=1e-5)
+    save_file({key: tensor[:, :-1].contiguous() for key, tensor in pair.items()}, tmp_path / "two.safetensors")
+    refused(lambda: load(folder, "cpu", [tmp_path / "two.safetensors"]), "give a LoRA of this model's family")
 
 
 def test_a_file_under_diffusers_names_and_a_whole_file(made, tmp_path):

@@ -230,17 +230,33 @@ def _other(one: Added) -> UserError:
     return UserError(f"adapter: {one.path} steers {made} only; leave it out")
 
 
-def _targets(network: nn.Module, encoders: Sequence[Encoder]) -> dict[str, nn.Module]:
-    """Every layer that has a weight, under the names that LoRA files have for it, dots and underlines alike."""
-    found: dict[str, nn.Module] = {}
+@dataclass(frozen=True)
+class Target:
+    """Layers whose weights, one below the other, a LoRA changes; turned: its two halves are the other way round there."""
+
+    layers: Sequence[Any]
+    turned: bool = False
+
+
+NETWORK = ("unet", "lora_unet", "transformer", "lora_transformer", "base_model.model", "diffusion_model")
+
+
+def _targets(network: nn.Module, encoders: Sequence[Encoder]) -> dict[str, Target]:
+    """Every layer that has a weight, under the names that LoRA files have for it, dots and underlines alike; those of Stable
+    Diffusion 3 and Flux also under the names of their first code, where several may be one."""
+    found: dict[str, Target] = {}
 
     def add(prefixes: Sequence[str], module: nn.Module) -> None:
         for name, layer in module.named_modules():
             if isinstance(getattr(layer, "weight", None), Tensor):
                 for prefix in prefixes:
-                    found[_plain(f"{prefix}.{name}")] = layer
+                    found[_plain(f"{prefix}.{name}")] = Target([layer])
 
-    add(("unet", "lora_unet", "transformer", "lora_transformer", "base_model.model"), network)
+    if hasattr(network, "transformer_blocks"):
+        for name, (parts, turned) in original.stacks(network).items():
+            for prefix in NETWORK:
+                found[_plain(f"{prefix}.{name}")] = Target([network.get_submodule(part) for part in parts], turned)
+    add(NETWORK, network)
     for place, encoder in enumerate(encoders):
         number = f"{place + 1}"
         names = [f"lora_te{number}.text_model", f"text_encoder_{number}.text_model", f"text_encoder_{number}"]
@@ -265,30 +281,34 @@ def _lora(one: Added, network: nn.Module, encoders: Sequence[Encoder]) -> None:
         other = stem + UP[DOWN.index(end)]
         if other not in tensors:
             raise UserError(f"{one.path}: {shown(other, 90)} is missing; get the file again")
-        layer = targets.get(_plain(stem)) or targets.get(_plain(stem + ".0"))  # an old name of to_out.0 is to_out
-        if layer is None:
+        target = targets.get(_plain(stem)) or targets.get(_plain(stem + ".0"))  # an old name of to_out.0 is to_out
+        if target is None:
             raise UserError(f"{one.path}: {shown(stem, 90)} is no layer of this model; give a LoRA of its own family")
         alpha = tensors.get(stem + ".alpha")
         rank = down.shape[0]
         scale = one.strength * (float(alpha) / rank if alpha is not None else 1.0)
         if not math.isfinite(scale):
             raise UserError(f"{one.path}: the alpha of {shown(stem, 90)} is not finite; get the file again")
-        _change(one, stem, layer.weight, down, tensors[other], scale)  # type: ignore[arg-type]
+        _change(one, stem, target, down, tensors[other], scale)
         used |= {name, other, stem + ".alpha"}
     left = [name for name in tensors if name not in used]
     if left:
         raise UserError(f"{one.path}: {shown(left[0], 90)} is of a kind that unfog does not read; give a plain LoRA")
 
 
-def _change(one: Added, stem: str, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> None:
+def _change(one: Added, stem: str, target: Target, down: Tensor, up: Tensor, scale: float) -> None:
     """W += scale·up·down, in float32; a convolution's `down` holds the kernel, or `up` and `down` are 1×1."""
-    rank = down.shape[0]
-    fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up[0].numel() == rank == up.shape[1] and up.shape[0] == weight.shape[0]
-    if not fits or down[0].numel() != weight[0].numel():
-        raise UserError(f"{one.path}: {shown(stem, 90)} is {list(up.shape)}·{list(down.shape)}, the layer {list(weight.shape)}; "
-                        "give a LoRA of this model's family")  # fmt: skip
-    change = (up.float().flatten(1) @ down.float().flatten(1)).reshape(weight.shape)
-    weight.data = (weight.float() + scale * change.to(weight.device)).to(weight.dtype)
+    weights = [layer.weight for layer in target.layers]
+    rank, rows = down.shape[0], [len(weight) for weight in weights]
+    fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up[0].numel() == rank == up.shape[1] and up.shape[0] == sum(rows)
+    if not fits or any(down[0].numel() != weight[0].numel() for weight in weights):
+        raise UserError(f"{one.path}: {shown(stem, 90)} is {list(up.shape)}·{list(down.shape)}, the layer "
+                        f"{[sum(rows), *weights[0].shape[1:]]}; give a LoRA of this model's family")  # fmt: skip
+    change = up.float().flatten(1) @ down.float().flatten(1)
+    change = original.turned(change) if target.turned else change
+    for layer, part in zip(target.layers, change.split(rows), strict=True):
+        weight = layer.weight
+        weight.data = (weight.float() + scale * part.reshape(weight.shape).to(weight.device)).to(weight.dtype)
 
 
 def _word(one: Added, encoders: Sequence[Encoder]) -> None:

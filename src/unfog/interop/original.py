@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unfog.errors import UserError, shown
 from unfog.interop.safe import Weights
@@ -82,6 +82,23 @@ def transformer(weights: Weights, kind: str) -> Held:
             raise UserError(f"{weights.where}: {shown(name, 90)} and another are {shown(twice, 90)}; get the file again")
         named |= made
     return held(weights.where, named)
+
+
+def stacks(transformer: nn.Module) -> dict[str, tuple[list[str], bool]]:
+    """For each layer of the first code, by its name there: diffusers' layers whose rows are its own, from top to bottom, and
+    whether it has shift and scale the other way round."""
+    layers = {name for name, _ in transformer.named_modules()}
+    found = {name: ([to], name.startswith("final_layer.adaLN")) for name, to in OUTER.items()}
+    flux = "single_transformer_blocks" in layers
+    for kind, (blocks, parts) in BLOCKS.items():
+        numbers = [int(m[1]) for name in layers if (m := re.fullmatch(rf"{blocks}\.(\d+)", name))]
+        for number in numbers if flux == (kind != "joint_blocks") else []:
+            for part, to in parts.items():
+                names = [f"{blocks}.{number}.{to.format(key)}" for key in ("qkv" if "{}" in to else "q")]
+                names += [f"{blocks}.{number}.proj_mlp"] if part == "linear1" else []
+                last = part == "context_block.adaLN_modulation.1" and number == max(numbers)
+                found[f"{kind}.{number}.{part}"] = names, last
+    return {name: (names, last) for name, (names, last) in found.items() if layers.issuperset(names)}
 
 
 def renamed(name: str, tensor: Tensor, last: int) -> dict[str, Tensor]:
