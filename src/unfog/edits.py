@@ -92,16 +92,17 @@ class EditRequest(Request):
         """What stays, however it was said."""
         return self.mask if self.mask is not None else self.keep
 
-    def settled(self) -> EditRequest:
+    def settled(self, again: float = USUAL["again"]) -> EditRequest:
         """The same request with a seed drawn at random, and the usual strength and frames where none were given.
 
+        again: the usual strength where all is made anew.
         Raises UserError where options contradict one another.
         """
         self._agree()
         update: dict[str, object] = {"seed": secrets.randbelow(DRAWN_SEEDS) if self.seed is None else self.seed}
         if self.strength is None and self.way in ("again", "original"):
             holds = self.kept is not None or self.canvas is not None
-            update["strength"] = USUAL["original" if self.way == "original" else "keep" if holds else "again"]
+            update["strength"] = USUAL["original"] if self.way == "original" else USUAL["keep"] if holds else again
         if self.leads:
             update["frames"] = self.frames or FRAMES
         return self.model_copy(update=update)

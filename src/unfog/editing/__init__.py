@@ -22,7 +22,7 @@ import torch
 from unfog.editing.again import Again
 from unfog.editing.inverted import Led, Reworded, Varied
 from unfog.editing.work import Way, Work, open_item
-from unfog.edits import EditRequest
+from unfog.edits import USUAL, EditRequest
 from unfog.model import Model
 from unfog.requests import Progress, Result
 from unfog.steer import told_of
@@ -38,7 +38,9 @@ def edit(model: Model, raw: Any, request: EditRequest) -> Generator[Progress | R
     """
     from unfog import __version__
 
-    request = request.settled()
+    request = request.settled(
+        getattr(model.space, "anew", USUAL["again"])
+    )  # a network that sees the item needs none of it in x_t
     assert request.seed is not None
     work = Work(model, raw, request)
     way = WAYS[request.way](work)

@@ -96,7 +96,9 @@ class Work:
         """Sizes, and what a network for inpainting reads beside the noisy item: what stays of it, and where."""
         told = space.around(raw, None if self.placed is None else self.placed.kept)
         if told and self.request.tile:
-            raise UserError(f"tile: {self.model.name} is for inpainting, at one picture's own edges; give another model")
+            raise UserError(
+                f"tile: {self.model.name} is for inpainting or sees a whole picture, with its own edges; give another model"
+            )
         self.own |= {key: value.to(self.model.device) for key, value in told.items()}
         self.whole = bool(told)
         high, wide = raw.shape[:2] if self.whole or self.placed is None else self.placed.frame

@@ -112,7 +112,8 @@ def _flowing(found: Layout, adapters: Sequence[str | Path], prediction: str | No
         tokenizer = _tokenizer(found, part)
         wide = torch.bfloat16 if dtype == torch.float16 else dtype  # some of its activations are beyond float16
         words = t5(found.folder, part, tokenizer, wide, device)
-    space = joint.JointSpace(codec, clips, words, sizes, joint.TOKENS[family], joint=family == "sd3")
+    edits = found.index["_class_name"] in layouts.EDITS
+    space = joint.JointSpace(codec, clips, words, sizes, joint.TOKENS[family], joint=family == "sd3", edits=edits)
     joint.fitting(root, space)
     joint.tried(root, network.to(device), sizes)
     added.apply(extra, network.transformer, space)

@@ -2,6 +2,7 @@
 
     SD 3    text = [CLIP-L | CLIP-G | 0] then T5, side by side in length;  pooled = CLIP-L, CLIP-G;  an encoder left out is zeros
     Flux    text = T5;  pooled = CLIP-L;  four latents a token, each with its row and column;  guidance told as a number
+    Kontext Flux that sees a picture's latents as tokens behind those that it makes, at the same places of another plane
     Fill    Flux that reads, beside each latent, that of the picture with grey where it is free, and which of its pixels are free
 
 Sources: Esser et al. 2024, arXiv:2403.03206, §4; Black Forest Labs 2024 (Flux).
@@ -91,7 +92,8 @@ def packed(x: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 class Flux(nn.Module):
     """network(x_t (B, C, h, w), σ (B,), cond: text, pooled; guidance (B,) where it is told one; "beside" (B, c, h, w) where it
-    reads more than latents; "extra": what is added to each layer of its two rows). h and w even."""
+    reads more than latents; "context" (B, C, h', w') of a picture that it sees; "extra": what is added to each layer of its two
+    rows). h and w even."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -103,12 +105,18 @@ class Flux(nn.Module):
         seen = torch.cat([x, cond["beside"].to(x.dtype)], dim=1) if "beside" in cond else x
         tokens, places, words = packed(seen, cond["text"])
         double, single = cond.get("extra", (None, None))
+        own = tokens.shape[1]
+        if "context" in cond:
+            more, beyond, _ = packed(cond["context"].to(x.dtype), cond["text"])
+            beyond[:, 0] = 1.0
+            tokens, places = torch.cat([tokens, more], dim=1), torch.cat([places, beyond])
+            double, single = ([pad(one, (0, 0, 0, more.shape[1])) for one in row] if row else row for row in (double, single))
         out: Tensor = self.transformer(
             hidden_states=tokens, encoder_hidden_states=cond["text"], pooled_projections=cond["pooled"], timestep=level,
             guidance=cond.get("guidance"), img_ids=places, txt_ids=words, controlnet_block_samples=double,
             controlnet_single_block_samples=single, return_dict=False,
         )[0]  # fmt: skip
-        return out.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+        return out[:, :own].reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
 
 def joint(folder: Folder, component: str, family: str, dtype: torch.dtype,
@@ -165,13 +173,16 @@ def tried(where: Any, network: SD3 | Flux, sizes: Sizes) -> None:
 class JointSpace(LatentSpace):
     """What a folder of SD 3 or Flux is asked for. clips: CLIP-L, and of SD 3 CLIP-G; an encoder that is None says zeros.
 
-    usual: tokens of T5. guidance: the setting that the network is told, if it is told one. joint: CLIP's states are read, too.
+    usual: tokens of T5. joint: CLIP's states are read, too. edits: the network sees the picture that it is to change.
     """
 
     def __init__(self, codec: Autoencoder, clips: Sequence[Encoder | None], t5: T5Encoder | None, sizes: Sizes, usual: int,
-                 joint: bool) -> None:  # fmt: skip
+                 joint: bool, edits: bool = False) -> None:  # fmt: skip
         super().__init__(codec, [clip for clip in clips if clip is not None], sizes.side * codec.factor)
         self.clips, self.t5, self.sizes, self.usual, self.joint = list(clips), t5, sizes, usual, joint
+        self.edits = edits
+        if edits:
+            self.anew = 1.0  # the usual strength of an edit of all of a picture
 
     def card(self) -> dict[str, Any]:
         return {**super().card(), "text": "clip, t5" if self.t5 else "clip"}
@@ -241,7 +252,10 @@ class JointSpace(LatentSpace):
         return cond
 
     def around(self, raw: np.ndarray, kept: np.ndarray | None) -> Cond:
-        """As a U-Net for inpainting is told it, but in another order, and each pixel of a cell by itself."""
+        """The picture itself, where it is seen; else as a U-Net for inpainting is told it, but in another order, and each pixel
+        of a cell by itself."""
+        if self.edits:
+            return {"context": self.codec.encode(raw[None])}
         if not self.sizes.beside:
             return {}
         free = torch.ones(1, 1, *raw.shape[:2], dtype=torch.bool) if kept is None else ~torch.from_numpy(kept)[None, None]
@@ -275,7 +289,7 @@ def fitting(where: Any, space: JointSpace) -> None:
     pixels = space.codec.factor**2
     if sizes.beside not in (0, sizes.channels + pixels):
         raise UserError(f"{where}: the network reads {sizes.beside} channels beside latents, not 0 or those of a masked picture "
-                        f"({sizes.channels} and {pixels}); networks that edit pictures are not read")  # fmt: skip
+                        f"({sizes.channels} and {pixels}); networks that read a map are not read")  # fmt: skip
     if sizes.channels != space.codec.channels:
         raise UserError(f"{where}: the network takes {sizes.channels} channels, the autoencoder gives {space.codec.channels}; "
                         "get the folder again")  # fmt: skip

@@ -18,6 +18,7 @@ FAMILIES = {
     "StableDiffusionXLImg2ImgPipeline": "sdxl", "StableDiffusionInpaintPipeline": "sd", "StableDiffusionDepth2ImgPipeline": "sd",
     "StableDiffusionXLInpaintPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3", "StableDiffusion3Img2ImgPipeline": "sd3",
     "FluxPipeline": "flux", "FluxImg2ImgPipeline": "flux", "FluxFillPipeline": "flux",
+    "FluxKontextPipeline": "flux",
 }  # fmt: skip
 PAIRS = {
     "unet": {("diffusers", "UNet2DConditionModel")},
@@ -44,6 +45,7 @@ OTHERS: dict[str, dict[str, set[tuple[str, str]]]] = {
     "flux": {"unet": set(), "transformer": {("diffusers", "FluxTransformer2DModel")}, "scheduler": FLOWING,
              "text_encoder_2": T5["text_encoder"], "tokenizer_2": T5["tokenizer"]},
 }  # fmt: skip
+EDITS = ("FluxKontextPipeline",)  # whose network sees the picture that it is told to change
 TEXTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 BESIDE = ("safety_checker", "feature_extractor", "image_encoder", "depth_estimator")  # that pictures do not depend on
 BLOCKS = 64  # of a weight file that its hash reads
