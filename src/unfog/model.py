@@ -78,7 +78,7 @@ def save_model(folder: Path, recipe: Recipe, corpus: Corpus, network: torch.nn.M
         **corpus.card(recipe),
         "defaults": recipe.defaults,
         "training": {"data": recipe.data, "steps": step, "processes": processes, "averaged": averaged,
-                     seen: step * recipe.batch * processes, "recipe": recipe.model_dump(),
+                     seen: step * recipe.batch * processes, "recipe": recipe.told(),
                      "held_out_loss": held_out},
         "licences": recipe.licences,
     }  # fmt: skip

@@ -121,6 +121,7 @@ def test_a_model_to_start_from(tmp_path, picture_folder, capsys):
     same = unfog.load(tmp_path / "same")
     ours, theirs = (m.denoiser.network.state_dict() for m in (same, first))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert same.card["training"]["recipe"]["start"] == "first"  # a card that is handed on says no places of this machine
 
     # a folder of one's own: without styles, or with ones that the model does not know
     run_recipe(TrainRequest(source=picture_folder, out=tmp_path / "tuned", start=str(tmp_path / "first"), steps=4))

@@ -175,6 +175,10 @@ class Recipe(LoopSettings, Tuning, Pictures):
             if name not in self.control:
                 raise ValueError(f"pairs: {name} is no kind that control names; add it there, or leave it out")
 
+    def told(self) -> dict[str, Any]:
+        """For a card that is handed on: of the model that the run began from its name alone, not where it lay."""
+        return {**self.model_dump(), "start": None if self.start is None else Path(self.start).name}
+
     @property
     def sigma_min(self) -> float:
         """σ/α above which 99.9 % of the training lies, at most 0.05 (what is left there is hardly seen)."""

@@ -241,7 +241,7 @@ def tuned(recipe: Recipe, network: nn.Module, denoiser: Preconditioned, corpora:
 
     def card(kind: Any, step: int, losses: dict[str, float], **more: Any) -> Card:
         assert model is not None
-        training = {"data": recipe.data, "steps": step, "recipe": recipe.model_dump(), "held_out_loss": losses}
+        training = {"data": recipe.data, "steps": step, "recipe": recipe.told(), "held_out_loss": losses}
         base = Base(name=model.name, hash=model.hash)
         return Card(format=FORMAT, kind=kind, name=recipe.name, base=base, licences=recipe.licences, training=training, **more)
 
