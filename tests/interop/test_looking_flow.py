@@ -130,6 +130,19 @@ def test_the_image_encoder_of_siglip(place, tmp_path):
         assert torch.equal(siglip(Folder(tmp_path), "whole", "cpu")(x), own(x))
 
 
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 10**9}, {"hidden_size": 10**9}, {"image_size": 33}, {"patch_size": "8"}]
+)
+def test_broken_encoders(place, tmp_path, change):
+    folder = shutil.copytree(place / "siglip", tmp_path / "siglip")
+    told = json.loads((folder / "config.json").read_text()) | change
+    for config in (told, {"architectures": ["SiglipModel"], "vision_config": told}):
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError) as error:
+            load(place / "sd3", "cpu", [place / "sd3.safetensors", folder], dtype=torch.float32)
+        assert "\n" not in str(error.value) and "config.json" in str(error.value)
+
+
 def test_a_picture_as_siglip_sees_it(place):
     from transformers import SiglipImageProcessor
 

@@ -34,6 +34,7 @@ from unfog.interop.safe import Folder, Weights, check_shapes
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training pictures
 T = TypeVar("T")
+MOST_WIDE, MOST_LAYERS = 2**14, 256  # of an image network
 HEAD = 64  # numbers of a head of the resampler
 
 
@@ -41,7 +42,8 @@ def vision_sizes(config: Mapping[str, Any], patch: int) -> tuple[int, int, int, 
     """Width, picture's side, patch (usually so many pixels), heads and layers of an image network. Raises UserError."""
     width, size, patch = config.get("hidden_size", 768), config.get("image_size", 224), config.get("patch_size", patch)
     heads, layers = config.get("num_attention_heads", 12), config.get("num_hidden_layers", 12)
-    if not all(type(n) is int and n > 0 for n in (width, size, patch, heads, layers)) or size > 2048 or size % patch:
+    whole = all(type(n) is int and n > 0 for n in (width, size, patch, heads, layers))
+    if not whole or width > MOST_WIDE or size > 2048 or layers > MOST_LAYERS or size % patch:
         raise UserError("its sizes make no network; get the folder again")
     return width, size, patch, heads, layers
 
