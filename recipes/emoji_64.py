@@ -10,19 +10,22 @@ On several cores, one process each (they average their weights every 32 steps):
 Data: the shipped set, 8,074 training pictures in five styles (licences: NOTICE). 6.8M parameters, 14 MB at half precision.
 The learning rate is constant until 70 % of `steps`: a run may be prolonged at any time, or ended by --resume with fewer --steps.
 
-The shipped model: two processes on two cores, 8,300 steps of 2 x 64 = 1,062,400 pictures (132 epochs), some eight hours on a busy
-machine, in three parts, each with a fresh optimiser:
+The shipped model: two processes on two cores, 11,100 steps of 2 x 64 = 1,420,800 pictures (176 epochs), some nine hours on a busy
+machine, in four parts, each with a fresh optimiser:
   2,850 steps  without the finest level and the gate (the first 864 with noise of mean 0.4 and deviation 1.3)
   2,600 steps  the same, the rate falling from the 1,820th on
   2,850 steps  with both, the weights carried over by tools/weights/carried.py finer (--start), in bf16; the rate falls from the
                1,995th on. Steps took 1.3 s (bf16; 2.2 s in float32), 15 to 20 % more than without
+  2,800 steps  from halfway between this and emoji-128, which had begun as it and learned from 704,000 pictures more in latents:
+               tools/weights/carried.py mixed src/unfog/pretrained/emoji-64 --other src/unfog/pretrained/emoji-128 START
+               unfog train recipes/emoji_64.py --out RUN --start START --steps 2800       (64 minutes; two processes)
 Held-out x0 error at ln(sigma/alpha) = -2, -1, 0, 1, 2, 3 after each: .0063 .0097 .0202 .0494 .130 .276; .0054 .0086 .0187 .0463
-.118 .234; .0028 .0070 .0170 .0437 .111 .217, and still falling.
-The weights are those of the last step: averaged over 8 % of the third part they had .0052 .0096 .0199 .0466 .113 .219. Averages
-helped up to step 1,500, where they reach over 120 steps; `ema` is narrower now.
-Score (benchmarks/results/emoji_64_evaluation.json, 1,536 pictures): an independent judge names 58 % as often as for real pictures
-[52, 63] on training concepts, 47 % [42, 53] on held-out pairs, 56 % [47, 67] on held-out concepts (after the second part 45, 39,
-46; after the first 27, 27, 36); FD-lite0 327 (361, 411; real held-out pictures 10.6); wrong style 17 % (20, 21); no copies.
+.118 .234; .0028 .0070 .0170 .0437 .111 .217; .0027 .0067 .0160 .0419 .104 .190. While the rate is constant they hardly fall (.0030
+.0072 .0171 .0430 .107 .206 at step 2,000 of the last part; on training pictures .135 instead of .149 at the highest level).
+Score (benchmarks/results/emoji_64_evaluation.json, 1,536 pictures): an independent judge names 75 % as often as for real pictures
+[70, 81] on training concepts, 63 % [57, 68] on held-out pairs, 62 % [51, 74] on held-out concepts (after the third part 58, 47,
+56; after the first two 27, 27, 36 and 45, 39, 46); FD-lite0 268 (327; real held-out pictures 10.6); wrong style 15 % (17); of 500
+none a copy, one a mirrored one (real ones: three and two).
 
 Why a gate: normalised features of a width near that of a cell cannot hand pixels through; at ln(sigma/alpha) = -3.2 edges were
 redrawn with five times the error of the noise that was left.
