@@ -12,9 +12,9 @@ half of them in looks made by filters (modalities/image/restyle.py), two more of
 whether a style that neither the reader nor the model has seen is followed. 0.46M weights, 0.9 MB at half precision. `start` and
 the settings above `style_reference` are emoji-64's own, and must be.
 
-The shipped one: `--steps 500` of one batch that two processes share, seven minutes of two cores (bf16). Score
-(benchmarks/results/style.json, 80 pictures): the style shown in 79 % (84 % where it is named, 24 % without a reference),
-prompts found as often as without, within the error; of the held-out style, which the model reads by itself (steer.py), 80 %
+The shipped one: `--steps 500`, ten minutes of one core beside another training (bf16). Score
+(benchmarks/results/style.json, 80 pictures): the style shown in 76 % (80 % where it is named, 24 % without a reference),
+prompts found as often as without; of the held-out style, which the model reads by itself (steer.py), 88 %
 are nearest to it. With `lr` 4e-3 and nothing kept, 900 steps made the reader forget what names say (50 %).
 """
 

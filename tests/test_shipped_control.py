@@ -39,7 +39,7 @@ def test_an_outline_is_filled(model):
 
     told = made("an avocado", 1.0)
     assert (
-        np.mean([overlap(p, inside) for p in told]) > 0.8 > 0.7 > np.mean([overlap(p, inside) for p in made("an avocado", 0.0)])
+        np.mean([overlap(p, inside) for p in told]) > 0.7 > 0.6 > np.mean([overlap(p, inside) for p in made("an avocado", 0.0)])
     )
     # what is nearly always drawn in one shape keeps some of it, and wants more strength
     apples = made("a red apple", 2.0)

@@ -23,9 +23,9 @@ def told(hints, scale, count=3):
 
 
 @pytest.mark.parametrize("scale", [1.5, 3.0, 7.0])
-def test_a_control_is_the_prompted_branch_s_and_weaker_as_guidance_is_stronger(fields, scale):
+def test_a_control_is_the_prompted_branch_s_alone(fields, scale):
     cond, other = told(Hints(fields, np.zeros((2, 2))), scale)
-    assert torch.allclose(cond["control_strength"], fields["control_strength"].expand(3, 2) * 2 / (1 + scale))
+    assert torch.allclose(cond["control_strength"], fields["control_strength"].expand(3, 2))
     assert not other["control_strength"].any()
     assert set(cond) == set(other) and len(cond["control"]) == 3 and torch.equal(cond["control"][1], fields["control"][0])
     assert torch.equal(fields["control_strength"], torch.tensor([[1.0, 0.5]]))  # what was asked for is left as it was

@@ -42,16 +42,15 @@ class Hints:
     def guided(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the prompted branch of guidance is told, and what of it the other is told instead.
 
-        A control is the prompted branch's alone. Told to both, it shows the other what is to be drawn, and the prompt, of which
-        guidance takes the difference, loses its say: line art cost a quarter of the prompts that were found. Told to one, its
-        effect is taken `scale` times; 2/(1 + scale) of the strength is halfway (the harmonic mean) between all of it and 1/scale.
+        A control is the prompted branch's alone. Told to both, it leaves guidance the difference that the prompt makes beyond
+        it, which is also the prompt's own idea of where things lie: lines were followed by an F1 of .84 instead of .93, and the
+        prompt found no more often.
 
         Of a style what names say is pushed away from its absence, as a name is; the rest is in both, else a style that the model
         has never drawn turns into speckles.
         """
         cond, instead = dict(self.cond), {}
         if "control_strength" in cond and scale > 1.0:
-            cond["control_strength"] = cond["control_strength"] * (2.0 / (1.0 + scale))
             instead["control_strength"] = torch.zeros_like(cond["control_strength"])
         if "image_named" in cond:
             instead["image_named"] = torch.zeros_like(cond["image_named"])
