@@ -13,9 +13,9 @@ Data: emoji-64's training pictures; of OpenMoji's every second line drawing is t
 out (tools/data/furniture.py): no emoji has any. 3.4M weights, 6.7 MB at half precision. `start` and the settings above `control`
 are emoji-64's own, and must be.
 
-The shipped branch took 1,200 steps in 27 minutes of one core (bf16), and on to step 2,250 in 16 minutes of two. Held-out x0 error at
-ln(sigma/alpha) = -2 to 3, with the hint of line art: .0028 .0068 .0155 .0325 .0587 .0982 after the first, .0028 .0067 .0153 .0317
-.0567 .0946 after the second (emoji-64 without: .0027 .0067 .0160 .0419 .104 .190).
+The shipped branch took 1,200 steps in 27 minutes of one core (bf16), and on to step 2,250 in 16 minutes of two. Held-out x0
+error at ln(sigma/alpha) = -2 to 3, with the hint of line art: .0028 .0068 .0155 .0325 .0587 .0982 after the first, .0028 .0067
+.0153 .0317 .0567 .0946 after the second (emoji-64 without: .0027 .0067 .0160 .0419 .104 .190).
 benchmarks/results/control.json has how well it is followed.
 
 A step of 64 takes some 1.3 s on one core in bf16 and 2.2 s in float32. The learning rate is constant until 60 % of `steps`: give
