@@ -20,8 +20,8 @@ machine, in four parts, each with a fresh optimiser:
                tools/weights/carried.py mixed src/unfog/pretrained/emoji-64 --other src/unfog/pretrained/emoji-128 START
                unfog train recipes/emoji_64.py --out RUN --start START --steps 2800       (64 minutes; two processes)
 Held-out x0 error at ln(sigma/alpha) = -2, -1, 0, 1, 2, 3 after each: .0063 .0097 .0202 .0494 .130 .276; .0054 .0086 .0187 .0463
-.118 .234; .0028 .0070 .0170 .0437 .111 .217; .0027 .0067 .0160 .0419 .104 .190. While the rate is constant they hardly fall (.0030
-.0072 .0171 .0430 .107 .206 at step 2,000 of the last part; on training pictures .135 instead of .149 at the highest level).
+.118 .234; .0028 .0070 .0170 .0437 .111 .217; .0027 .0067 .0160 .0419 .104 .190. While the rate is constant they hardly fall
+(.0030 .0072 .0171 .0430 .107 .206 at step 2,000 of the last part; on training pictures from .149 to .135 at the highest level).
 Score (benchmarks/results/emoji_64_evaluation.json, 1,536 pictures): an independent judge names 75 % as often as for real pictures
 [70, 81] on training concepts, 63 % [57, 68] on held-out pairs, 62 % [51, 74] on held-out concepts (after the third part 58, 47,
 56; after the first two 27, 27, 36 and 45, 39, 46); FD-lite0 268 (327; real held-out pictures 10.6); wrong style 15 % (17); of 500
