@@ -69,7 +69,8 @@ def read(path: Path) -> Layout:
     index = folder.json(INDEX)
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f"{where}: {unknown('_class_name', name, FAMILIES)}")
+        plain = FAMILIES if isinstance(name, str) else ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline")
+        raise UserError(f"{where}: {unknown('_class_name', name, plain)}")
     parts: dict[str, str] = {}
     family = FAMILIES[name]
     pairs = PAIRS | OTHERS.get(family, {})
