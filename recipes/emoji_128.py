@@ -45,7 +45,7 @@ RECIPE = {
     "steps": 60000,
     "lr": 2e-3,
     "warm_up": 200,
-    "decay": 0.3,
+    "decay": 0.6,
     "ema": 0.03,
     "average_steps": 32,
     "licences": [

@@ -3,7 +3,7 @@
     python tools/weights/carried.py finer MODEL OUT                     a level of twice the resolution around the network
     python tools/weights/carried.py latents MODEL --autoencoder NAME --data data/emoji-128.zip OUT
     python tools/weights/carried.py pixels MODEL --data data/emoji-128.zip OUT          as many cells, of more pixels each
-    python tools/weights/carried.py mixed MODEL --other MODEL OUT        the mean of both but for what touches the pictures
+    python tools/weights/carried.py mixed MODEL --other MODEL [--share S] OUT    between both but for what touches the pictures
     unfog train RECIPE --start OUT ...
 
 All inner weights are taken over. What lies between them and the pictures is fitted by least squares on training pictures, so
@@ -33,7 +33,7 @@ from unfog.evaluation.samples import caption
 from unfog.files import write_weights
 from unfog.modalities import build_network
 from unfog.modalities.image.data import PictureSet
-from unfog.modalities.image.latent import WEIGHTS, read_autoencoder
+from unfog.modalities.image.latent import WEIGHTS, LatentCodec, read_autoencoder
 from unfog.model import Model
 from unfog.networks.layers import fourier
 from unfog.networks.unet import UNet
@@ -215,11 +215,11 @@ def moved(model: Model, codec: Any, data: PictureSet) -> tuple[UNet, dict[str, A
 OUTER = ("stem.", "head.", "gate.", "norm.")
 
 
-def mixed(weights: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A U-Net's weights, of which those between the finest level's two maps are the mean with another's of the same shape."""
+def mixed(weights: dict[str, Tensor], others: dict[str, Tensor], share: float = 0.5) -> dict[str, Tensor]:
+    """A U-Net's weights, of which those between the finest level's two maps hold `share` of another's of the same shape."""
     last = max(int(name.split(".")[1]) for name in weights if name.startswith("up."))
     outer = (*OUTER, "down.0.", "shrink.0.", f"up.{last}.", f"grow.{last - 1}.")
-    return {k: v if k.startswith(outer) else (v.float() + others[k].float()) / 2 for k, v in weights.items()}
+    return {k: v if k.startswith(outer) else v.float().lerp(others[k].float(), share) for k, v in weights.items()}
 
 
 def main() -> None:
@@ -230,13 +230,15 @@ def main() -> None:
     parser.add_argument("--autoencoder", default="emoji-128-autoencoder")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--other", type=Path)
+    parser.add_argument("--share", type=float, default=0.5, help="of the other's weights in mixed ones, 0 to 1")
     given = parser.parse_args()
     model = Model(given.model, dtype=torch.float32)
-    card, others = json.loads((given.model / "model.json").read_text()), {}
+    card: Any = json.loads((given.model / "model.json").read_text())
+    others = {WEIGHTS: model.codec.weights} if isinstance(model.codec, LatentCodec) else {}
     if given.what == "mixed":
         network, settings = model.denoiser.network, card["network"]["settings"]
         other: Any = Model(given.other, dtype=torch.float32).denoiser.network
-        network.load_state_dict(mixed(network.state_dict(), other.state_dict()))
+        network.load_state_dict(mixed(network.state_dict(), other.state_dict(), given.share))
         seen = Seen(model)
         seen.tell(now=seen.by(network)[0])
     elif given.what == "finer":
