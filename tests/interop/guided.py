@@ -49,3 +49,34 @@ def theirs(pipe, x, steps=20, **fields):
 
 def noise(seed=1):
     return torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def flow_noise(seed=1):
+    """Latents of the small Flux and Stable Diffusion 3."""
+    return torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def flow_theirs(pipe, x, **fields):
+    """Twenty steps of a pipeline of theirs, at 32 pixels."""
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        return pipe(PROMPT, num_inference_steps=20, latents=x.clone(), width=32, height=32, output_type="latent", **fields).images
+
+
+def edited(model, raw, **fields):
+    """The last of three steps of an edit."""
+    from unfog.editing import EditRequest, edit
+
+    *_, last = edit(model, raw, EditRequest(item="x.png", prompt="a red apple", steps=3, seed=1, **fields))
+    return last
+
+
+def check_outside_a_mask(model, folder, size):
+    """Outside a mask nothing changes, to the bit, and inside it something does."""
+    raw = np.random.default_rng(0).integers(0, 256, (*size, 4), dtype=np.uint8)
+    mask = np.zeros(size, np.uint8)
+    mask[10:25, 8:20] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    made = np.asarray(edited(model, raw, mask=str(folder / "mask.png")).item)
+    assert made.shape == raw.shape
+    assert np.array_equal(made[mask == 0], raw[mask == 0]) and not np.array_equal(made[mask > 0], raw[mask > 0])

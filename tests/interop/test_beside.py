@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
-from guided import LATENTS, NEGATIVE, PROMPT, apart, noise, picture, walked
+from guided import LATENTS, NEGATIVE, PROMPT, apart, check_outside_a_mask, edited, noise, picture, walked
 
 from unfog.errors import UserError
 from unfog.interop import load, save
@@ -135,22 +135,9 @@ def test_a_depth_map_must_be_given(place, tmp_path):
         list(edit(model, raw, EditRequest(item="x.png", prompt="a cat", steps=2)))
 
 
-def edited(model, raw, **fields):
-    from unfog.editing import EditRequest, edit
-
-    *_, last = edit(model, raw, EditRequest(item="x.png", prompt="a red apple", steps=3, seed=1, **fields))
-    return np.asarray(last.item)
-
-
 @pytest.mark.parametrize("size", [(32, 32), (45, 70)])
 def test_outside_a_mask_nothing_changes(inpaint, tmp_path, size):
-    raw = np.random.default_rng(0).integers(0, 256, (*size, 4), dtype=np.uint8)
-    mask = np.zeros(size, np.uint8)
-    mask[10:25, 8:20] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    made = edited(inpaint, raw, mask=str(tmp_path / "mask.png"))
-    assert made.shape == raw.shape
-    assert np.array_equal(made[mask == 0], raw[mask == 0]) and not np.array_equal(made[mask > 0], raw[mask > 0])
+    check_outside_a_mask(inpaint, tmp_path, size)
 
 
 def test_the_network_is_told_the_mask(inpaint, place):
@@ -167,8 +154,8 @@ def test_the_network_is_told_the_mask(inpaint, place):
 def test_other_edits(inpaint, place, tmp_path):
     raw = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
     raw[..., 3] = 255
-    assert edited(inpaint, raw, strength=0.5).shape == raw.shape
-    wide = edited(inpaint, raw, canvas="8,0,8,0")
+    assert np.asarray(edited(inpaint, raw, strength=0.5).item).shape == raw.shape
+    wide = np.asarray(edited(inpaint, raw, canvas="8,0,8,0").item)
     assert wide.shape == (32, 48, 4) and np.array_equal(wide[:, 8:40], raw)
     with pytest.raises(UserError, match="tile: inpaint is for inpainting"):
         edited(inpaint, raw, tile=True)
@@ -182,11 +169,11 @@ def test_usual_networks_edit_too(tmp_path, place):
     mask = np.asarray(Image.open(place / "mask.png"))
     for folder in (tiny.stable_diffusion(tmp_path / "sd"), tiny.stable_diffusion_xl(tmp_path / "xl")):
         model = load(folder, "cpu", dtype=torch.float32)
-        made = edited(model, raw, mask=str(place / "mask.png"))
+        made = np.asarray(edited(model, raw, mask=str(place / "mask.png")).item)
         assert np.array_equal(made[mask == 0], raw[mask == 0]) and not np.array_equal(made[mask > 0], raw[mask > 0])
-    assert edited(model, raw, canvas="8,0,8,0").shape == (32, 48, 4)
-    assert edited(model, raw, tile=True, strength=0.5).shape == raw.shape
-    assert edited(model, raw, variations=0.3).shape == raw.shape
+    assert np.asarray(edited(model, raw, canvas="8,0,8,0").item).shape == (32, 48, 4)
+    assert np.asarray(edited(model, raw, tile=True, strength=0.5).item).shape == raw.shape
+    assert np.asarray(edited(model, raw, variations=0.3).item).shape == raw.shape
 
 
 def test_saved_back(inpaint, place, tmp_path):

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
 import tiny_flow
-from guided import LATENTS, NEGATIVE, PROMPT, apart, picture, walked
+from guided import LATENTS, NEGATIVE, apart, flow_noise, flow_theirs, picture, walked
 
 from unfog.errors import UserError
 from unfog.interop import load
@@ -47,16 +47,6 @@ def means(monkeypatch):
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
 
 
-def latents(seed=1):
-    return torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
-def theirs(pipe, x, **fields):
-    pipe.set_progress_bar_config(disable=True)
-    with torch.no_grad():
-        return pipe(PROMPT, num_inference_steps=20, latents=x.clone(), width=32, height=32, output_type="latent", **fields).images
-
-
 def asked(place, **strengths):
     return [{"kind": kind.replace("_", "-"), "picture": place / file, "strength": strength}
             for kind, (file, strength) in strengths.items()]  # fmt: skip
@@ -71,8 +61,8 @@ def test_a_controlnet_of_sd3(place, name):
 
     net = SD3ControlNetModel.from_pretrained(place / f"sd3-{name}")
     pipe = StableDiffusion3ControlNetPipeline.from_pretrained(place / "sd3", controlnet=net)
-    x = latents()
-    wanted = theirs(pipe, x, negative_prompt=NEGATIVE, guidance_scale=7.5, control_image=picture(1),
+    x = flow_noise()
+    wanted = flow_theirs(pipe, x, negative_prompt=NEGATIVE, guidance_scale=7.5, control_image=picture(1),
                     controlnet_conditioning_scale=0.8)  # fmt: skip
     model = load(place / "sd3", "cpu", [place / f"sd3-{name}"], dtype=torch.float32)
     found = walked(model, x, control=asked(place, **{f"sd3_{name}": ("edges.png", 0.8)}), **SIZE)
@@ -89,10 +79,10 @@ def test_two_controlnets_of_sd3(place):
     nets = [SD3ControlNetModel.from_pretrained(place / "sd3-plain"), tiny_flow.sd3_controlnet(8)]
     nets[1].save_pretrained(place / "sd3-second")
     pipe = StableDiffusion3ControlNetPipeline.from_pretrained(place / "sd3", controlnet=SD3MultiControlNetModel(nets))
-    x = latents()
+    x = flow_noise()
     # of several networks diffusers reads one config, which each of these shares
     pipe.controlnet.config = nets[0].config
-    wanted = theirs(pipe, x, negative_prompt=NEGATIVE, guidance_scale=7.5, control_image=[picture(1), picture(2)],
+    wanted = flow_theirs(pipe, x, negative_prompt=NEGATIVE, guidance_scale=7.5, control_image=[picture(1), picture(2)],
                     controlnet_conditioning_scale=[0.8, 0.5])  # fmt: skip
     model = load(place / "sd3", "cpu", [place / "sd3-plain", place / "sd3-second"], dtype=torch.float32)
     both = asked(place, sd3_plain=("edges.png", 0.8), sd3_second=("other.png", 0.5))
@@ -105,8 +95,8 @@ def test_a_controlnet_of_flux(place, name):
 
     net = FluxControlNetModel.from_pretrained(place / name)
     pipe = FluxControlNetPipeline.from_pretrained(place / "flux", controlnet=net)
-    x = latents()
-    wanted = theirs(pipe, pipe._pack_latents(x, 1, 8, 16, 16), guidance_scale=3.5, control_image=picture(1),
+    x = flow_noise()
+    wanted = flow_theirs(pipe, pipe._pack_latents(x, 1, 8, 16, 16), guidance_scale=3.5, control_image=picture(1),
                     controlnet_conditioning_scale=0.7)  # fmt: skip
     model = load(place / "flux", "cpu", [place / name], dtype=torch.float32)
     found = walked(model, x, scale=1.0, control=asked(place, **{name.replace("-", "_"): ("edges.png", 0.7)}), **SIZE)
@@ -119,12 +109,12 @@ def test_a_union_of_flux(place):
 
     net = FluxControlNetModel.from_pretrained(place / "flux-union")
     model = load(place / "flux", "cpu", [place / "flux-union"], dtype=torch.float32)
-    x, made = latents(), {}
+    x, made = flow_noise(), {}
     for wishes, modes in (({"canny": ("edges.png", 0.7)}, [0]), ({"depth": ("edges.png", 0.7)}, [2]),
                           ({"canny": ("edges.png", 0.7), "depth": ("other.png", 0.4)}, [0, 2])):  # fmt: skip
         pipe = FluxControlNetPipeline.from_pretrained(place / "flux", controlnet=FluxMultiControlNetModel([net]))
         # without an interval each, diffusers heeds as many pictures as there are networks
-        wanted = theirs(pipe, pipe._pack_latents(x, 1, 8, 16, 16), guidance_scale=3.5,
+        wanted = flow_theirs(pipe, pipe._pack_latents(x, 1, 8, 16, 16), guidance_scale=3.5,
                         control_image=[picture(1), picture(2)][: len(modes)], control_mode=modes,
                         control_guidance_start=[0.0] * len(modes), control_guidance_end=[1.0] * len(modes),
                         controlnet_conditioning_scale=[strength for _, strength in wishes.values()])  # fmt: skip

@@ -13,9 +13,8 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_flow
-from guided import LATENTS, NEGATIVE, PROMPT, apart, picture, walked
+from guided import LATENTS, NEGATIVE, PROMPT, apart, edited, picture, walked
 
-from unfog.editing import EditRequest, edit
 from unfog.interop import load
 
 
@@ -57,11 +56,6 @@ def test_latents(model, place, monkeypatch, scale):
     monkeypatch.setattr(model.space, "both", lambda *given: tuple({**cond, **told} for cond in both(*given)))
     ours = walked(model, x, **fields)
     assert apart(pipe._pack_latents(ours, 1, 8, 16, 16), wanted) < LATENTS < apart(ours, alone)
-
-
-def edited(model, given, **fields):
-    *_, last = edit(model, given, EditRequest(item="x.png", prompt="a red apple", steps=3, seed=1, **fields))
-    return last
 
 
 def test_an_edit_begins_at_noise_and_sees_the_picture(model):

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
 import tiny_flow
-from guided import LATENTS, NEGATIVE, PROMPT, apart, picture, walked
+from guided import LATENTS, NEGATIVE, PROMPT, apart, flow_noise, flow_theirs, picture, walked
 
 from unfog.errors import UserError
 from unfog.interop import load
@@ -48,16 +48,6 @@ def place(tmp_path_factory):
     return place
 
 
-def latents(seed=1):
-    return torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
-def theirs(pipe, x, **fields):
-    pipe.set_progress_bar_config(disable=True)
-    with torch.no_grad():
-        return pipe(PROMPT, num_inference_steps=20, latents=x.clone(), width=32, height=32, output_type="latent", **fields).images
-
-
 def flux_pipeline(place, name, file, scale):
     from diffusers import FluxPipeline
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
@@ -88,17 +78,18 @@ def looking(place, name, eye, file=None, strength=""):
 @pytest.mark.parametrize("name, file", [("flux", "flux.safetensors"), ("flux", "flux-plain.safetensors"),
                                         ("schnell", "flux.safetensors")])  # fmt: skip
 def test_latents_of_flux(place, name, file):
-    pipe, x = flux_pipeline(place, name, file, 0.7), latents()
-    wanted = theirs(pipe, pipe._pack_latents(x, 1, 8, 16, 16), guidance_scale=3.5, ip_adapter_image=picture(1))
+    pipe, x = flux_pipeline(place, name, file, 0.7), flow_noise()
+    wanted = flow_theirs(pipe, pipe._pack_latents(x, 1, 8, 16, 16), guidance_scale=3.5, ip_adapter_image=picture(1))
     model = looking(place, name, "eye", file)
     ours = walked(model, x, scale=1.0, style_image=[{"picture": place / "ref.png", "weight": 0.7}], **SIZE)
     assert apart(pipe._pack_latents(ours, 1, 8, 16, 16), wanted) < LATENTS < apart(ours, walked(model, x, scale=1.0, **SIZE))
 
 
 def test_latents_of_flux_against_a_negative_prompt(place):
-    pipe, x = flux_pipeline(place, "flux", "flux.safetensors", 0.6), latents()
-    wanted = theirs(pipe, pipe._pack_latents(x, 1, 8, 16, 16), guidance_scale=3.5, true_cfg_scale=3.0, negative_prompt=NEGATIVE,
-                    ip_adapter_image=picture(1))  # fmt: skip
+    pipe, x = flux_pipeline(place, "flux", "flux.safetensors", 0.6), flow_noise()
+    packed = pipe._pack_latents(x, 1, 8, 16, 16)
+    wanted = flow_theirs(pipe, packed, guidance_scale=3.5, true_cfg_scale=3.0, negative_prompt=NEGATIVE,
+                         ip_adapter_image=picture(1))  # fmt: skip
     ours = walked(looking(place, "flux", "eye", strength=":0.5"), x, scale=3.0,
                   style_image=[{"picture": place / "ref.png", "weight": 1.2}], **SIZE)  # fmt: skip
     assert apart(pipe._pack_latents(ours, 1, 8, 16, 16), wanted) < LATENTS
@@ -106,8 +97,10 @@ def test_latents_of_flux_against_a_negative_prompt(place):
 
 @pytest.mark.parametrize("name", ["sd3", "sd35"])
 def test_latents_of_sd3(place, name):
-    x = latents()
-    wanted = theirs(sd3_pipeline(place, name, 0.7), x, negative_prompt=NEGATIVE, guidance_scale=7.5, ip_adapter_image=picture(1))
+    x = flow_noise()
+    wanted = flow_theirs(
+        sd3_pipeline(place, name, 0.7), x, negative_prompt=NEGATIVE, guidance_scale=7.5, ip_adapter_image=picture(1)
+    )
     model = looking(place, name, "siglip")
     ours = walked(model, x, style_image=[{"picture": place / "ref.png", "weight": 0.7}], **SIZE)
     assert apart(ours, wanted) < LATENTS < apart(ours, walked(model, x, **SIZE))
@@ -155,7 +148,7 @@ def test_a_picture_as_siglip_sees_it(place):
 
 @pytest.mark.parametrize("name, eye, scale", [("flux", "eye", 1.0), ("sd3", "siglip", 7.5)])
 def test_several_references_and_none(place, name, eye, scale):
-    x, model = latents(), looking(place, name, eye)
+    x, model = flow_noise(), looking(place, name, eye)
     pair = [{"picture": place / file, "weight": 0.6} for file in ("ref.png", "other.png")]
 
     def made(*references):
@@ -171,7 +164,7 @@ def test_several_references_and_none(place, name, eye, scale):
 
 def test_beside_a_controlnet(place):
     tiny_flow.flux_controlnet().save_pretrained(place / "flux-canny")
-    x, asked = latents(), {"control": [{"kind": "canny", "picture": place / "other.png", "strength": 0.8}]}
+    x, asked = flow_noise(), {"control": [{"kind": "canny", "picture": place / "other.png", "strength": 0.8}]}
     reference = {"style_image": [{"picture": place / "ref.png", "weight": 0.7}]}
     files = [place / "flux.safetensors", place / "eye", place / "flux-canny"]
     model = load(place / "flux", "cpu", files, dtype=torch.float32)

@@ -30,17 +30,18 @@ from unfog.errors import UserError, shown
 from unfog.interop.clip import Layer
 from unfog.interop.joint import UNIT
 from unfog.interop.looking import (
-    HEAD,
     SEEN,
     ClipVision,
     Look,
     Perceiver,
+    Resampler,
     Tokens,
     file_name,
     fit,
     image_encoder,
     on_white,
     seen_by,
+    through,
     vision_sizes,
 )
 from unfog.interop.networks import filled
@@ -72,10 +73,7 @@ class SiglipVision(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         x = self.embeddings["patch_embedding"](pictures).flatten(2).transpose(1, 2)
-        x = before = x + self.embeddings["position_embedding"].weight
-        for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
-            before, x = x, layer(x)
-        return before
+        return through(self.encoder, x + self.embeddings["position_embedding"].weight)[0]
 
     def prepared(self, picture: Any) -> Tensor:
         """A picture as SigLIP sees it, (3, size, size): all of it, squeezed to a square, clear as white, in [−1, 1]."""
@@ -116,20 +114,13 @@ class TimedPerceiver(Perceiver):
         return queries + made
 
 
-class TimedTokens(nn.Module):
+class TimedTokens(Resampler):
     """States of a picture (B, n, e), noise levels (B,) in thousandths -> tokens (B, m, d), and what they know of the level."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
-        _, count, width = shapes["latents"]
-        inner, wide = shapes["layers.0.0.to_q.weight"][0], shapes["layers.0.1.1.weight"][0]
-        depth, text = len({name.split(".")[1] for name in shapes if name.startswith("layers.")}), shapes["proj_out.weight"][0]
-        if inner % HEAD or depth > 64:
-            raise KeyError("layers")
-        self.latents = nn.Parameter(torch.empty(1, count, width))
-        self.proj_in, self.proj_out = nn.Linear(shapes["proj_in.weight"][1], width), nn.Linear(width, text)
-        self.norm_out = nn.LayerNorm(text)
-        self.layers = nn.ModuleList(TimedPerceiver(width, inner, wide) for _ in range(depth))
+        width = shapes["latents"][2]
+        self.queries(shapes, shapes["proj_out.weight"][0], TimedPerceiver)
         self.time_embedding = nn.ModuleDict({"linear_1": nn.Linear(TIMES, width), "linear_2": nn.Linear(width, width)})
 
     def forward(self, states: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,10 +128,7 @@ class TimedTokens(nn.Module):
         angle = level[:, None].float() * torch.exp(-np.log(10_000) * place)
         time = self.time_embedding["linear_1"](torch.cat([angle.cos(), angle.sin()], dim=-1).to(states.dtype))
         time = self.time_embedding["linear_2"](F.silu(time))
-        x, queries = self.proj_in(states) + time[:, None], self.latents.expand(len(states), -1, -1)
-        for layer in self.layers:
-            queries = layer(x, queries, time)
-        return self.norm_out(self.proj_out(queries)), time
+        return self.resampled(states, time), time
 
 
 class TimedLook(Look):

@@ -48,6 +48,14 @@ def vision_sizes(config: Mapping[str, Any], patch: int) -> tuple[int, int, int, 
     return width, size, patch, heads, layers
 
 
+def through(encoder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """States before an encoder's last layer, and after it."""
+    before = x
+    for layer in encoder["layers"]:
+        before, x = x, layer(x)
+    return before, x
+
+
 class ClipVision(nn.Module):
     """CLIP's image network. forward: pictures (B, 3, S, S), normalised -> the embedding (B, d) and the states before the last
     layer (B, n + 1, e)."""
@@ -78,9 +86,7 @@ class ClipVision(nn.Module):
         x = self.embeddings["patch_embedding"](pictures).flatten(2).transpose(1, 2)
         first = self.embeddings.class_embedding.expand(len(x), 1, -1)  # type: ignore[operator]
         x = torch.cat([first, x], dim=1) + self.embeddings["position_embedding"].weight  # type: ignore[operator]
-        x = before = self.pre_layrnorm(x)
-        for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
-            before, x = x, layer(x)
+        before, x = through(self.encoder, self.pre_layrnorm(x))
         return self.visual_projection(self.post_layernorm(x[:, 0])), before
 
     def prepared(self, picture: Any) -> Tensor:
@@ -133,7 +139,32 @@ class Perceiver(nn.Module):
         return found
 
 
-class Tokens(nn.Module):
+class Resampler(nn.Module):
+    """A few learned queries that look at a picture's states, in rounds."""
+
+    def queries(self, shapes: Mapping[str, tuple[int, ...]], text: int, made: type[Perceiver] = Perceiver) -> None:
+        """Make its layers by the shapes of a file's weights, each round a `made`. Raises KeyError where they make none."""
+        _, count, width = shapes["latents"]
+        inner, wide = shapes["layers.0.0.to_q.weight"][0], shapes["layers.0.1.1.weight"][0]
+        depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
+        if inner % HEAD or depth > 64:
+            raise KeyError("layers")
+        self.latents = nn.Parameter(torch.empty(1, count, width))
+        self.proj_in, self.proj_out = nn.Linear(shapes["proj_in.weight"][1], width), nn.Linear(width, text)
+        self.norm_out = nn.LayerNorm(text)
+        self.layers = nn.ModuleList(made(width, inner, wide) for _ in range(depth))
+
+    def resampled(self, states: Tensor, time: Tensor | None = None) -> Tensor:
+        """(B, n, d) of states (B, m, e); time: of the noise level, (B, width), where its rounds are told it."""
+        x, queries = self.proj_in(states), self.latents.expand(len(states), -1, -1)
+        x = x if time is None else x + time[:, None]
+        for layer in self.layers:
+            queries = layer(x, queries) if time is None else layer(x, queries, time)
+        made: Tensor = self.norm_out(self.proj_out(queries))
+        return made
+
+
+class Tokens(Resampler):
     """What the encoder says of a picture as tokens for attention; kind: plain, plus or full, by what the file holds."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], text: int) -> None:
@@ -146,15 +177,7 @@ class Tokens(nn.Module):
             self.proj = nn.Linear(shapes["proj.weight"][1], self.count * text)
         elif "latents" in shapes:
             self.kind = "plus"
-            _, count, width = shapes["latents"]
-            inner, wide = shapes["layers.0.0.to_q.weight"][0], shapes["layers.0.1.1.weight"][0]
-            depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
-            if inner % HEAD or depth > 64:
-                raise KeyError("layers")
-            self.latents = nn.Parameter(torch.empty(1, count, width))
-            self.proj_in, self.proj_out = nn.Linear(shapes["proj_in.weight"][1], width), nn.Linear(width, text)
-            self.norm_out = nn.LayerNorm(text)
-            self.layers = nn.ModuleList(Perceiver(width, inner, wide) for _ in range(depth))
+            self.queries(shapes, text)
         else:
             self.kind = "full"
             read, inner = shapes["proj.0.weight"][1], shapes["proj.0.weight"][0]
@@ -173,10 +196,7 @@ class Tokens(nn.Module):
         if self.kind == "full":
             found: Tensor = self.proj(states)
             return found
-        x, queries = self.proj_in(states), self.latents.expand(len(states), -1, -1)
-        for layer in self.layers:
-            queries = layer(x, queries)
-        return self.norm_out(self.proj_out(queries))
+        return self.resampled(states)
 
 
 Seen = tuple[Tensor, Tensor, Tensor]  # tokens (B, R·n, d), ln ρ of each (B, 1, 1, R·n), w (B, 1, 1)
