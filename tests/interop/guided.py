@@ -71,12 +71,12 @@ def edited(model, raw, **fields):
     return last
 
 
-def check_outside_a_mask(model, folder, size):
+def check_outside_a_mask(model, folder, size, **fields):
     """Outside a mask nothing changes, to the bit, and inside it something does."""
     raw = np.random.default_rng(0).integers(0, 256, (*size, 4), dtype=np.uint8)
     mask = np.zeros(size, np.uint8)
     mask[10:25, 8:20] = 255
     Image.fromarray(mask).save(folder / "mask.png")
-    made = np.asarray(edited(model, raw, mask=str(folder / "mask.png")).item)
+    made = np.asarray(edited(model, raw, mask=str(folder / "mask.png"), **fields).item)
     assert made.shape == raw.shape
     assert np.array_equal(made[mask == 0], raw[mask == 0]) and not np.array_equal(made[mask > 0], raw[mask > 0])

@@ -81,6 +81,15 @@ def test_other_edits(model):
     assert model.generate("a cat", seed=1, steps=2, settings={"size": "48x32"})[0].size == (48, 32)  # all is free
 
 
+def test_beside_a_controlnet(model, place, tmp_path):
+    tiny_flow.flux_controlnet().save_pretrained(tmp_path / "flux-pose")
+    both = load(place / "fill", "cpu", [tmp_path / "flux-pose"], dtype=torch.float32)
+    raw, fields = np.asarray(picture(1).convert("RGBA")), {"mask": str(place / "mask.png")}
+    off, on = (np.asarray(edited(both, raw, control=[{"kind": "pose", "picture": picture(2), "strength": s}], **fields).item)
+               for s in (0.0, 1.0))  # fmt: skip
+    assert np.array_equal(off, np.asarray(edited(model, raw, **fields).item)) and not np.array_equal(off, on)
+
+
 def test_the_guidance_it_is_told(model):
     assert model.space._guidance({}) == 30.0 and model.space._guidance({"settings": {"guidance": "4"}}) == 4.0
 
@@ -96,7 +105,7 @@ def test_saved_back(model, tmp_path):
 
 
 def test_channels_that_mean_nothing(tmp_path):
-    for channels, out, word in ((64, 32, "reads 8 channels beside latents, not 0 or those of a masked picture"),
+    for channels, out, word in ((96, 32, "reads 16 channels beside latents, not 0, a map's 8 or a masked picture's"),
                                 (32, 64, "out_channels '64' makes no"), (33, 32, "in_channels '33' makes no")):  # fmt: skip
         folder = tiny_flow.flux(tmp_path / str(channels), network={"in_channels": channels, "out_channels": out})
         with pytest.raises(UserError, match=word) as error:

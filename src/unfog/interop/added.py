@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,8 +220,10 @@ def guided_jointly(added: Sequence[Added], where: str, network: SD3 | Flux, fami
         encoder = joint_looking.encoder_of(at, name, family, device)
         look = joint_looking.look(one.path, file, one.strength, encoder, network.transformer, device, dtype)
     config: Any = network.transformer.config
-    fills = config.in_channels > (config.out_channels or config.in_channels)
-    told = guides.Guides(where, followers, look, guides.INPAINT if fills else None, codec.factor)
+    made = config.out_channels or config.in_channels
+    beside = {made: None, 2 * made: guides.MAP}.get(config.in_channels, guides.INPAINT)
+    latents = partial(joint_guides.latents_of, codec) if beside == guides.MAP else None
+    told = guides.Guides(where, followers, look, beside, codec.factor, latents)
     return (joint_guides.GuidedJoint(network, followers, look) if followers or look else network), told
 
 

@@ -4,7 +4,7 @@
     guess          the prompt's branch of guidance alone heeds it           residual i of n  *= 10^(i/n − 1), i = 0 … n
     T2I-Adapter    features of the picture alone, once                      encoder levels   += strength · feature
     IP-Adapter     tokens of a reference through keys and values of its own (`looking.py`)
-    beside         x ← [x, mask, latents of the masked picture] (9 channels), or [x, depth] (5 channels)
+    beside         x ← [x, mask, latents of the masked picture] (9 channels), [x, depth] (5), or [x, a map's latents] (Flux)
 
 `branches.py` makes the first two of their folders; `joint_guides.py` has the ControlNets of Stable Diffusion 3 and Flux.
 Sources: Zhang et al. 2023 (ControlNet), arXiv:2302.05543; Mou et al. 2023 (T2I-Adapter), arXiv:2302.08453.
@@ -12,7 +12,7 @@ Sources: Zhang et al. 2023 (ControlNet), arXiv:2302.05543; Mou et al. 2023 (T2I-
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,8 @@ from unfog.steer import Hints, hash_of, reference_of
 from unfog.wishes import ControlAsked
 
 CONTROLNET, T2I, UNION = "controlnet", "t2i", "union"
-INPAINT, DEPTH = "inpaint", "depth"
+INPAINT, DEPTH, MAP = "inpaint", "depth", "map"
+OWN = {DEPTH: (DEPTH,), MAP: (MAP, "canny", "depth")}  # what the network's own picture is called; of a map it matters not which
 
 
 class Follower(nn.Module):
@@ -158,14 +159,15 @@ class Steer(Hints):
 
 @dataclass(frozen=True)
 class Guides:
-    """What a folder's model can follow. beside: INPAINT or DEPTH where its network reads more than latents. factor: of the
-    autoencoder."""
+    """What a folder's model can follow. beside: INPAINT, DEPTH or MAP where its network reads more than latents. factor: of the
+    autoencoder. latents: of a picture (3, H, W) in [0, 1], for MAP."""
 
     where: str = "this model"
     branches: Sequence[Follower] = ()
     look: Look | None = None
     beside: str | None = None
     factor: int = 8
+    latents: Callable[[Tensor], Tensor] | None = None
 
     @property
     def places(self) -> list[tuple[Follower, Sequence[str]]]:
@@ -180,8 +182,10 @@ class Guides:
         cond: dict[str, Tensor] = {}
         against: dict[str, Tensor] = {}
         intervals, told = np.zeros((0, 2)), {}
-        if self.beside == DEPTH and not any(one.kind == DEPTH for one in request.control):
-            raise UserError(f"control: the network of {self.where} reads a depth map; give one with --control depth=map.png")
+        own = OWN.get(self.beside or "", ())
+        if own and not any(one.kind in own for one in request.control):
+            kind = "depth map" if self.beside == DEPTH else "map (edges, depth)"
+            raise UserError(f"control: the network of {self.where} reads a {kind}; give one with --control {own[0]}=map.png")
         if request.control:
             cond, against, intervals, told = self._controls(request.control, frame, cells)
         if request.settings.get("guess") == "on":
@@ -218,8 +222,8 @@ class Guides:
             taken.append(place)
             if place < 0:
                 if one.strength != 1.0 or one.interval != (0.0, 1.0):
-                    raise UserError("control: the network's own depth map has no strength or interval; leave them out")
-                cond["beside"] = depth_of(hint[None], cells)
+                    raise UserError("control: the network's own map has no strength or interval; leave them out")
+                cond["beside"] = depth_of(hint[None], cells) if self.latents is None else self.latents(hint)[None]
                 continue
             branch = places[place][0]
             if frame[0] % branch.unit or frame[1] % branch.unit:
@@ -240,7 +244,7 @@ class Guides:
         from unfog.modalities.image.controls import framed
 
         place = self._find(kind)
-        channels = 1 if place < 0 else self.places[place][0].colours
+        channels = (1 if self.beside == DEPTH else 3) if place < 0 else self.places[place][0].colours
         seen = premultiply(framed(picture, frame, clear=False))[0, :3]
         if channels == 1:
             seen = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), seen, 1)[None]  # as Pillow makes grey of colours
@@ -248,10 +252,10 @@ class Guides:
 
     def _find(self, kind: str) -> int:
         """Which of `places` is meant: by its folder's name (in a union the kind's, or FOLDER/KIND), or a piece that no other
-        has; −1: the network's own depth map."""
+        has; −1: the network's own map."""
         places = self.places
         names = [f"{branch.name}/{words[0]}" if words else branch.name for branch, words in places]
-        if kind == DEPTH and self.beside == DEPTH:
+        if kind in OWN.get(self.beside or "", ()) and kind not in names:
             return -1
         if not names:
             raise UserError(f"control: {self.where} follows no picture yet; give a ControlNet's or T2I-Adapter's folder with "

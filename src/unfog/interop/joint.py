@@ -4,6 +4,7 @@
     Flux    text = T5;  pooled = CLIP-L;  four latents a token, each with its row and column;  guidance told as a number
     Kontext Flux that sees a picture's latents as tokens behind those that it makes, at the same places of another plane
     Fill    Flux that reads, beside each latent, that of the picture with grey where it is free, and which of its pixels are free
+    Canny, Depth    Flux that reads, beside each latent, that of a map which it follows
 
 Sources: Esser et al. 2024, arXiv:2403.03206, §4; Black Forest Labs 2024 (Flux).
 """
@@ -31,7 +32,7 @@ from unfog.requests import GenerateRequest
 CLASSES = {"sd3": "SD3Transformer2DModel", "flux": "FluxTransformer2DModel"}
 MODULES = {"sd3": "diffusers.models.transformers.transformer_sd3", "flux": "diffusers.models.transformers.transformer_flux"}
 TOKENS = {"sd3": 256, "flux": 512}  # of T5, usually
-GUIDANCE, FILLING = 3.5, 30.0  # usually told to Flux, and to its network that fills in
+GUIDANCE, FILLING, MAPPED = 3.5, 30.0, 10.0  # usually told to Flux, to its network that fills in, to those that follow a map
 UNIT = 1000.0  # the networks know σ in thousandths
 
 
@@ -153,14 +154,18 @@ def joint(folder: Folder, component: str, family: str, dtype: torch.dtype,
     return (SD3(made) if family == "sd3" else Flux(made)), sizes
 
 
+def nothing(sizes: Sizes, like: Tensor, words: int, side: int) -> dict[str, Tensor]:
+    """Zeros for all that a network is told, of so many words and latents a side, in the number format of `like`."""
+    cond = {"text": torch.zeros(1, words, sizes.text).to(like), "pooled": torch.zeros(1, sizes.pooled).to(like)}
+    cond |= {"guidance": torch.ones(1).to(like)} if sizes.guided else {}
+    return cond | ({"beside": torch.zeros(1, sizes.beside, side, side).to(like)} if sizes.beside else {})
+
+
 @torch.no_grad()
 def tried(where: Any, network: SD3 | Flux, sizes: Sizes) -> None:
     """Ask the network once, for one patch and one word, so that what does not work together is said as it is loaded."""
     weight = next(network.parameters())
-    cond = {"text": torch.zeros(1, 1, sizes.text).to(weight), "pooled": torch.zeros(1, sizes.pooled).to(weight)}
-    cond |= {"guidance": torch.ones(1).to(weight)} if sizes.guided else {}
-    x = torch.zeros(1, sizes.channels, sizes.patch, sizes.patch).to(weight)
-    cond |= {"beside": torch.zeros(1, sizes.beside, sizes.patch, sizes.patch).to(weight)} if sizes.beside else {}
+    cond, x = nothing(sizes, weight, 1, sizes.patch), torch.zeros(1, sizes.channels, sizes.patch, sizes.patch).to(weight)
     try:
         fits = network(x, torch.ones(1, device=weight.device), cond).shape == x.shape
         reason = "another shape comes out than goes in"
@@ -220,7 +225,8 @@ class JointSpace(LatentSpace):
         return int(text)
 
     def _guidance(self, settings: Mapping[str, Any]) -> float:
-        text = settings.get("settings", {}).get("guidance", str(FILLING if self.sizes.beside else GUIDANCE))
+        usual = {0: GUIDANCE, self.sizes.channels: MAPPED}.get(self.sizes.beside, FILLING)
+        text = settings.get("settings", {}).get("guidance", str(usual))
         try:
             value = float(text)
         except ValueError:
@@ -256,7 +262,7 @@ class JointSpace(LatentSpace):
         of a cell by itself."""
         if self.edits:
             return {"context": self.codec.encode(raw[None])}
-        if not self.sizes.beside:
+        if self.sizes.beside in (0, self.sizes.channels):
             return {}
         free = torch.ones(1, 1, *raw.shape[:2], dtype=torch.bool) if kept is None else ~torch.from_numpy(kept)[None, None]
         known = self.codec.encode(raw[None], free)
@@ -287,9 +293,9 @@ def fitting(where: Any, space: JointSpace) -> None:
         raise UserError(f"{where}: the network reads text of {sizes.text} numbers, the encoders give "
                         f"{said if said != sizes.text else width}; get the folder again")  # fmt: skip
     pixels = space.codec.factor**2
-    if sizes.beside not in (0, sizes.channels + pixels):
-        raise UserError(f"{where}: the network reads {sizes.beside} channels beside latents, not 0 or those of a masked picture "
-                        f"({sizes.channels} and {pixels}); networks that read a map are not read")  # fmt: skip
+    if sizes.beside not in (0, sizes.channels, sizes.channels + pixels):
+        raise UserError(f"{where}: the network reads {sizes.beside} channels beside latents, not 0, a map's {sizes.channels} or "
+                        f"a masked picture's ({sizes.channels} and {pixels}); give another folder")  # fmt: skip
     if sizes.channels != space.codec.channels:
         raise UserError(f"{where}: the network takes {sizes.channels} channels, the autoencoder gives {space.codec.channels}; "
                         "get the folder again")  # fmt: skip

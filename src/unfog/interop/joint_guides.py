@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unfog.diffusion.denoisers import Preconditioned
 from unfog.errors import UserError, shown
 from unfog.interop.guides import Follower, Guides
-from unfog.interop.joint import SD3, UNIT, Flux, Sizes, packed
+from unfog.interop.joint import SD3, UNIT, Flux, Sizes, nothing, packed
 from unfog.interop.looking import Look
 from unfog.interop.networks import Autoencoder, built, config_of, filled, package
 from unfog.interop.safe import Folder
@@ -34,6 +34,12 @@ KINDS = (("canny", "lineart"), ("tile",), ("depth",), ("blur",), ("pose", "openp
 SHARED = {"sd3": ("num_attention_heads", "attention_head_dim", "in_channels", "patch_size", "pooled_projection_dim"),
           "flux": ("num_attention_heads", "attention_head_dim", "in_channels", "pooled_projection_dim",
                    "joint_attention_dim")}  # fmt: skip
+
+
+def latents_of(codec: Autoencoder, picture: Tensor) -> Tensor:
+    """Of a picture (3, H, W) in [0, 1], as a folder's autoencoder says them."""
+    opaque = torch.cat([picture, torch.ones_like(picture[:1])]).permute(1, 2, 0)
+    return codec.encode((opaque * 255).round().to(torch.uint8)[None])[0].cpu()
 
 
 class JointBranch(Follower):
@@ -53,8 +59,7 @@ class JointBranch(Follower):
 
     def seen(self, picture: Tensor) -> Tensor:
         """The latents of a picture (3, H, W) in [0, 1]."""
-        opaque = torch.cat([picture, torch.ones_like(picture[:1])]).permute(1, 2, 0)
-        found = self.codec.encode((opaque * 255).round().to(torch.uint8)[None])[0].cpu()
+        found = latents_of(self.codec, picture)
         plain = bool(getattr(self.network.config, "force_zeros_for_pooled_projection", False))
         return found + self.codec.offset * self.codec.scale if plain else found  # those know latents that are not moved
 
@@ -152,9 +157,12 @@ def branch(folder: Folder, component: str, name: str, strength: float, family: s
     own: Any = network.config
     theirs: Any = base.transformer.config
     for key in SHARED[family]:
-        if getattr(own, key) != getattr(theirs, key):
-            raise UserError(f"{where}: {key} is {shown(getattr(own, key))}, the model's {shown(getattr(theirs, key))}; give one "
-                            "made for this model")  # fmt: skip
+        wanted = getattr(theirs, key)
+        if key == "in_channels" and family == "flux":
+            wanted = theirs.out_channels or wanted  # of latents; it knows nothing of what else the transformer reads
+        if getattr(own, key) != wanted:
+            raise UserError(f"{where}: {key} is {shown(getattr(own, key))}, the model's {shown(wanted)}; give one made for this "
+                            "model")  # fmt: skip
     odd = "extra_conditioning_channels" if family == "sd3" else "conditioning_embedding_channels"
     if getattr(own, odd, None):
         raise UserError(f"{where}: reads {odd} beside latents, which is not read yet; give a ControlNet that reads latents alone")
@@ -172,8 +180,7 @@ def trial(denoiser: Preconditioned, told: Guides, sizes: Sizes) -> None:
     network: Any = denoiser.network
     weight = next(network.parameters())
     side, places = 2 * sizes.patch, told.places
-    cond = {"text": torch.zeros(1, 2, sizes.text).to(weight), "pooled": torch.zeros(1, sizes.pooled).to(weight)}
-    cond |= {"guidance": torch.ones(1).to(weight)} if sizes.guided else {}
+    cond = nothing(sizes, weight, 2, side)
     for one in told.branches:
         strengths = torch.tensor([[float(branch is one) for branch, _ in places]]).to(weight)
         hints = torch.zeros(1, sizes.channels * len(places), side, side).to(weight)

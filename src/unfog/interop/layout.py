@@ -18,7 +18,8 @@ FAMILIES = {
     "StableDiffusionXLImg2ImgPipeline": "sdxl", "StableDiffusionInpaintPipeline": "sd", "StableDiffusionDepth2ImgPipeline": "sd",
     "StableDiffusionXLInpaintPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3", "StableDiffusion3Img2ImgPipeline": "sd3",
     "FluxPipeline": "flux", "FluxImg2ImgPipeline": "flux", "FluxFillPipeline": "flux",
-    "FluxKontextPipeline": "flux",
+    "FluxKontextPipeline": "flux", "FluxControlPipeline": "flux", "FluxControlImg2ImgPipeline": "flux",
+    "FluxControlInpaintPipeline": "flux",
 }  # fmt: skip
 PAIRS = {
     "unet": {("diffusers", "UNet2DConditionModel")},

@@ -186,6 +186,8 @@ class LatentSpace:
         _, rows, columns = self.codec.shape(width, height)
         if self.guides.beside == guiding.DEPTH:
             return torch.zeros(1, 1, rows, columns)
+        if self.guides.beside == guiding.MAP:
+            return torch.zeros(1, self.codec.channels, rows, columns)
         if (width, height) not in self._grey:
             self._grey = {(width, height): self.around(np.zeros((height, width, 4), np.uint8), None)["beside"].cpu()}
         return self._grey[width, height]
