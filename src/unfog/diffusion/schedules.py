@@ -22,6 +22,7 @@ from torch import Tensor
 from unfog.checks import call, lookup
 from unfog.errors import UserError
 
+REMEMBERED = 4096  # values of a table at single times
 Number = TypeVar("Number", bound=float | np.ndarray | Tensor)
 
 
@@ -262,14 +263,31 @@ class Table:
             out = torch.where(place > n - 2.0, finite[-1] + 2.0 * torch.log((1.0 - u).clamp_min(0.0) * n), out)
         return out
 
+    @cached_property
+    def _found(self) -> dict[tuple[str, float], Any]:
+        """What was asked before of single times: a sampling asks of each many times, and the next one of the same."""
+        return {}
+
+    def _lifted(self, name: str, function: Callable[[Tensor], Tensor], value: Number) -> Number:
+        if type(value) is not float:
+            return lift(function, value)
+        key = name, float(value)
+        found: Number | None = self._found.get(key)
+        if found is None:
+            found = lift(function, value)
+            if len(self._found) >= REMEMBERED:
+                self._found.clear()
+            self._found[key] = found
+        return found
+
     def alpha(self, t: Number) -> Number:
-        return lift(lambda u: torch.sqrt(torch.sigmoid(self._logsnr(u))), t)
+        return self._lifted("alpha", lambda u: torch.sqrt(torch.sigmoid(self._logsnr(u))), t)
 
     def sigma(self, t: Number) -> Number:
-        return lift(lambda u: torch.sqrt(torch.sigmoid(-self._logsnr(u))), t)
+        return self._lifted("sigma", lambda u: torch.sqrt(torch.sigmoid(-self._logsnr(u))), t)
 
     def logsnr(self, t: Number) -> Number:
-        return lift(self._logsnr, t)
+        return self._lifted("logsnr", self._logsnr, t)
 
     def time(self, logsnr: Number) -> Number:
         def value(u: Tensor) -> Tensor:
@@ -283,7 +301,7 @@ class Table:
                 out = torch.where(u < finite[-1], 1.0 - torch.exp(0.5 * (u - finite[-1])) / n, out)
             return out
 
-        return lift(value, logsnr)
+        return self._lifted("time", value, logsnr)
 
     def index(self, t: float | np.ndarray | Tensor) -> Any:
         """The nearest table index in 0 … N−1 of time t: int, int64 array or long tensor, as t is."""

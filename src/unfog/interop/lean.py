@@ -6,6 +6,8 @@
 - Guidance asks with and without the prompt about one and the same x_t. Until the first layer that reads the text both halves of
   the batch are the same, and are computed once.
 
+- Torch convolves one small picture in float32 on one thread by a slow way of its own; it is handed to oneDNN like any other.
+
 All of it equals diffusers' own but for the order of sums.
 """
 
@@ -116,6 +118,16 @@ def _transformer(outer: Any, hidden_states: Tensor, encoder_hidden_states: Tenso
     return (made + hidden_states,)
 
 
+def _convolved(layer: Any, x: Tensor) -> Tensor:
+    """What a `Conv2d` computes of x (B, C, H, W)."""
+    weight, bias = layer.weight, layer.bias
+    alone = len(x) == 1 and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if alone and torch.backends.mkldnn.is_available():
+        return torch.mkldnn_convolution(x, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups)
+    made: Tensor = layer._conv_forward(x, weight, bias)
+    return made
+
+
 def _normed(norm: Any, x: Tensor) -> Tensor:
     """Group norm of (B, C, H, W); torch's for small maps of bf16 takes three times as long as that for float32."""
     if x.dtype == torch.bfloat16 and x.shape[-2] * x.shape[-1] < 1024:
@@ -173,6 +185,14 @@ def _is_plain(module: Any) -> bool:
 def lean(network: Any) -> Any:
     """The network (a U-Net, ControlNet or autoencoder of diffusers), changed: its plain modules compute as above."""
     plain = [module for module in network.modules() if _is_plain(module)]
+    for module in network.modules():
+        if (
+            type(module) is nn.Conv2d
+            and max(module.kernel_size) > 1
+            and isinstance(module.padding, tuple)
+            and module.padding_mode == "zeros"
+        ):
+            module.forward = partial(_convolved, module)  # type: ignore[method-assign]
     for module in plain:
         if type(module).__name__ == "Attention":
             module.processor = Remembering()
