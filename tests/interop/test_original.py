@@ -173,6 +173,30 @@ def test_a_file_under_diffusers_names_and_a_whole_file(made, tmp_path):
         assert all(torch.equal(found.state_dict()[key], t) for key, t in network.state_dict().items())
 
 
+@pytest.mark.parametrize(("scale", "beside"), [("scale_weight", "scale_input"), ("weight_scale", "input_scale")])
+def test_weights_of_8_bits_with_a_scale_each(made, tmp_path, scale, beside):
+    folder, _, network, tensors = made
+    small, wanted = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}, {}
+    for name, tensor in tensors.items():
+        if not name.endswith(".weight") or tensor.ndim != 2:
+            small[name] = wanted[name] = tensor.contiguous()
+            continue
+        size = tensor.abs().max() / 448.0  # the largest number of the format
+        small[name] = (tensor / size).to(torch.float8_e4m3fn)
+        small |= {name.replace("weight", scale): size, name.replace("weight", beside): torch.ones(1)}
+        wanted[name] = (small[name].float() * size).bfloat16().contiguous()
+    for kind, file in (("scaled", small), ("wanted", wanted)):
+        save_file({f"model.diffusion_model.{name}": t for name, t in file.items()}, tmp_path / f"{kind}.safetensors")
+    scaled, meant = (load(folder, "cpu", [tmp_path / f"{kind}.safetensors"], dtype=torch.float32).denoiser.network.transformer
+                     for kind in ("scaled", "wanted"))  # fmt: skip
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(scaled.state_dict()[name], meant.state_dict()[name])
+        assert float((scaled.state_dict()[name] - tensor).norm() / tensor.norm()) < 0.05
+    changed = {**small, f"img_in.{scale}": torch.ones(4)}
+    save_file({f"model.diffusion_model.{name}": t for name, t in changed.items()}, tmp_path / "blocks.safetensors")
+    refused(lambda: load(folder, "cpu", [tmp_path / "blocks.safetensors"]), f"img_in.{scale}", "no scale of one 8-bit weight")
+
+
 def test_what_does_not_fit(made, tmp_path):
     folder, file, _, tensors = made
     refused(lambda: load(file, "cpu"), "the network of Flux", "give a folder of it as the model")

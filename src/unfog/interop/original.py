@@ -3,7 +3,8 @@
     qkv           three weights in one, and in Flux's single blocks the first of the two dense layers as a fourth
     modulation    of the last layers (shift, scale), which diffusers has the other way round
 
-Such a file is given beside a folder of the same family, whose network it replaces; what else it holds is not read.
+Such a file is given beside a folder of the same family, whose network it replaces; what else it holds is not read. Weights of 8
+bits may have a scale each.
 Source of the names: github.com/black-forest-labs/flux and github.com/Stability-AI/sd3.5.
 """
 
@@ -22,6 +23,8 @@ from unfog.interop.single import Held, held
 PREFIX = "model.diffusion_model."
 SIGNS = {"flux": "double_blocks.0.img_attn.qkv.weight", "sd3": "joint_blocks.0.x_block.attn.qkv.weight"}
 PLAIN = "transformer_blocks.0.attn.to_q.weight"  # under diffusers' own names
+SCALES = (".scale_weight", ".weight_scale")  # ends of the names of what 8-bit weights are multiplied by
+UNREAD = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")  # for computing in 8 bits, which is not done here
 FAMILY = {"flux": "Flux", "sd3": "Stable Diffusion 3", "": "Stable Diffusion 3 or Flux"}
 TIME, TEXT, TOLD = (f"time_text_embed.{part}_embedder.linear_" for part in ("timestep", "text", "guidance"))
 OUTER = {
@@ -69,6 +72,7 @@ def transformer(weights: Weights, kind: str) -> Held:
     whole = any(name.startswith(PREFIX) for name in weights.entries)
     entries = {name: entry for name, entry in weights.entries.items() if name.startswith(PREFIX) or not whole}
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in Weights(weights.where, entries).load().items()}
+    tensors = unscaled(weights, tensors)
     last = max((int(m[1]) for name in tensors if (m := re.match(r"joint_blocks\.(\d+)\.", name))), default=-1)
     named: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -82,6 +86,20 @@ def transformer(weights: Weights, kind: str) -> Held:
             raise UserError(f"{weights.where}: {shown(name, 90)} and another are {shown(twice, 90)}; get the file again")
         named |= made
     return held(weights.where, named)
+
+
+def unscaled(weights: Weights, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of 8 bits times the number that is stored beside each, in bf16. Raises UserError for scales of other kinds."""
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith((*SCALES, *UNREAD))}
+    for name, scale in tensors.items():
+        if not name.endswith(SCALES):
+            continue
+        scaled = f"{name.rpartition('.')[0]}.weight"
+        if scaled not in found or scale.numel() != 1 or found[scaled].element_size() != 1:
+            raise UserError(f"{weights.where}: {shown(name, 90)} is no scale of one 8-bit weight, and no other is read; give a "
+                            "file in fp8 or bf16")  # fmt: skip
+        found[scaled] = (found[scaled].float() * scale.float()).bfloat16()
+    return found
 
 
 def stacks(transformer: nn.Module) -> dict[str, tuple[list[str], bool]]:
