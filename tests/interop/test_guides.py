@@ -124,7 +124,8 @@ def test_a_controlnet_in_a_single_file(place, tmp_path):
     middle = "control_model.middle_block_out.0.bias"
     refused({name: t for name, t in old.items() if name != middle}, "is missing; give a ControlNet made for this model's family")
     refused({**old, middle: torch.ones(63)}, "this model wants")
-    refused({**old, "task_embedding": torch.ones(6, 32)}, "for no layer of this model")
+    refused({**old, "beyond.weight": torch.ones(6, 32)}, "for no layer of this model")
+    refused({**old, "task_embedding": torch.ones(6, 32)}, "laid out as no known ControlNet")
     refused({**old, middle: torch.full((64,), torch.inf)}, "not finite")
     refused({**old, middle.removeprefix("control_model."): torch.ones(64)}, "under two names")
     refused({"input_hint_block.0.bias": torch.ones(3)}, "laid out as no known ControlNet")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -83,6 +84,27 @@ def test_a_controlnet_of_several_kinds(place):
     for kinds, word in ((["sound"], "unknown; give one of: my-union/canny"), (["canny", "mlsd"], "given twice")):
         with pytest.raises(UserError, match=word):
             model.generate(PROMPT, control=[f"{kind}={place / 'edges.png'}" for kind in kinds], seed=1, steps=1)
+
+
+def test_a_controlnet_of_several_kinds_in_a_single_file(place, tmp_path):
+    tiny.controlnet_union(5, num_trans_head=8, num_control_type=6).save_pretrained(place / "six")
+    file = tmp_path / "six-promax.safetensors"
+    whole = load_file(place / "six/diffusion_pytorch_model.safetensors")
+    save_file(whole, file)
+    x, few, made = noise(), {"sampler": "euler", "steps": 2}, []
+    for given in (place / "six", file):
+        model = load(place / "xl", "cpu", [given], dtype=torch.float32)
+        hints = [{"kind": "depth", "picture": place / "edges.png"},
+                 {"kind": "canny", "picture": place / "other.png", "strength": 0.5}]  # fmt: skip
+        made.append(walked(model, x, control=hints, **few))
+    assert torch.equal(*made) and apart(made[0], walked(load(place / "xl", "cpu", dtype=torch.float32), x, **few)) > LATENTS
+    for change, word in (({"task_embedding": torch.ones(9, 32)}, "num_control_type must be"),
+                         ({"task_embedding": torch.ones(3)}, "laid out as no known ControlNet"),
+                         ({"task_embedding": torch.ones(6, 33)}, "x.safetensors")):  # fmt: skip
+        save_file({**whole, **change}, tmp_path / "x.safetensors")
+        with pytest.raises(UserError, match=word) as caught:
+            load(place / "xl", "cpu", [tmp_path / "x.safetensors"], dtype=torch.float32)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_t2i_adapter_of_xl(place):

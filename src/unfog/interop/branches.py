@@ -61,7 +61,8 @@ def branch(folder: Folder, component: str, kind: str, strength: float, base: UNe
 
 def branch_of_file(path: Path, weights: Weights, strength: float, base: UNet, channels: int, factor: int, device: str,
                    dtype: torch.dtype) -> Branch:  # fmt: skip
-    """A ControlNet's single file, under the first code's names or diffusers'; without a config it is the copy of this U-Net.
+    """A ControlNet's single file (of several kinds, too), under the first code's names or diffusers'; without a config it is the
+    copy of this U-Net.
 
     Raises UserError where it is not.
     """
@@ -79,19 +80,23 @@ def branch_of_file(path: Path, weights: Weights, strength: float, base: UNet, ch
         while f"{hint}blocks.{2 * len(widths) - 1}.weight" in tensors.entries:
             widths.append(tensors.entries[f"{hint}blocks.{2 * len(widths) - 1}.weight"].shape[0])
         read = tensors.entries[f"{hint}conv_in.weight"].shape[1]
-    except (KeyError, IndexError):
+        several = union.settings_of({name: entry.shape for name, entry in tensors.entries.items()})
+    except (KeyError, IndexError, ValueError):
         raise UserError(f"{path}: is laid out as no known ControlNet; give a folder with a config.json") from None
-    make = package("diffusers.models.controlnets.controlnet", "ControlNetModel")
+    kind = UNION if several else CONTROLNET
+    kinds = union.kinds_of(path, several) if several else ((),)
+    module, name = MADE_BY[kind]
+    make = package(f"diffusers.models.{module}", name)
     own = {key: value for key, value in config.items() if key in inspect.signature(make.__init__).parameters}
     own |= {"in_channels": channels, "conditioning_channels": read, "conditioning_embedding_out_channels": widths}
-    network = built(path, make, own)
+    network = built(path, make, own | several)
     fit(path, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, tensors, "a ControlNet")
-    _fits(path, network.config, CONTROLNET, config, channels, factor)
+    _fits(path, network.config, kind, config, channels, factor)
     if read not in (1, 3):
         raise UserError(f"{path}: reads {read} channels, which no picture has; give a ControlNet of pictures")
     filled(network, tensors, dtype)
     network = lean(network).to(device).to(memory_format=torch.channels_last)
-    return Branch(path.stem, CONTROLNET, strength, network, int(read))
+    return Branch(path.stem, kind, strength, network, int(read), kinds=kinds)
 
 
 def _control_name(name: str, layers: int, count: int) -> str:

@@ -9,7 +9,7 @@ and of eight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from unfog.errors import UserError, shown
 # What each kind is called; the first name is shown.
 KINDS = (("openpose",), ("depth",), ("scribble", "hed", "softedge", "pidinet", "teed"),
          ("canny", "lineart", "anime_lineart", "mlsd"), ("normal",), ("segment",), ("tile",), ("repaint",))  # fmt: skip
+HEADS = 8  # of its transformer, which its weights do not tell
 SIZES = (("num_trans_channel", 8_192), ("num_trans_head", 256), ("num_trans_layer", 64), ("num_proj_channel", 8_192))
 
 
@@ -33,6 +34,17 @@ def kinds_of(where: Path, config: Any) -> tuple[tuple[str, ...], ...]:
         if key in config and not (type(config[key]) is int and 0 < config[key] <= most):
             raise UserError(f"{where}: {key} must be a whole number from 1 to {most}, got {shown(config[key])}")
     return KINDS[:count]
+
+
+def settings_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """What a config says of a union, by the shapes of a single file's weights; nothing where it holds none. Raises KeyError or
+    IndexError for a damaged one."""
+    if "task_embedding" not in shapes:
+        return {}
+    count, width = shapes["task_embedding"]
+    layers = {name.split(".")[1] for name in shapes if name.startswith("transformer_layes.")}  # sic
+    return {"num_control_type": count, "num_trans_channel": width, "num_trans_layer": len(layers),
+            "num_trans_head": HEADS, "num_proj_channel": shapes["spatial_ch_projs.weight"][0]}  # fmt: skip
 
 
 def residuals(network: nn.Module, x: Tensor, level: Tensor, text: Tensor, beside: Any, pictures: Sequence[Tensor],
