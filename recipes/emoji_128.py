@@ -11,19 +11,23 @@ The U-Net is emoji-64's, and works on the same 32x32 grid, on 8 numbers a cell w
 variance and share less with their neighbours than pixels, so that noise hides them sooner: training sees noise of mean 0, not
 0.9.
 
-The shipped model: emoji-64's weights carried over, then 2,200 and again 3,300 steps of two processes = 704,000 pictures (90
-epochs) in three hours of two cores shared with other work (bf16; 1.3 s a step alone):
+The shipped model: emoji-64's weights carried over, then 2,200, again 3,300 and again 3,400 steps of two processes = 1,139,200
+pictures (145 epochs) in four and a half hours of two cores shared with other work (bf16; 1.2 s a step alone); the last part from
+between it and emoji-64, which had learned on meanwhile. In the first two parts the rate fell over 30 % of the steps:
 
     python tools/weights/carried.py latents src/unfog/pretrained/emoji-64 START --data data/emoji-128.zip
     unfog train recipes/emoji_128.py --out RUN --start START --steps 2200       # two processes, as in emoji_64.py
     unfog train recipes/emoji_128.py --out AGAIN --start RUN/model --steps 3300
+    python tools/weights/carried.py mixed AGAIN/model --other src/unfog/pretrained/emoji-64 --share 0.4 MIXED
+    unfog train recipes/emoji_128.py --out LAST --start MIXED --steps 3400
 
 Held-out x0 error at ln(sigma/alpha) = -2, -1, 0, 1, 2, 3, of latents of unit variance: .0040 .0127 .0415 .141 .351 .502 after the
-first run, .0036 .0112 .0375 .132 .341 .484 after the second, and still falling.
-Score (benchmarks/results/emoji_128_evaluation.json, 1,536 pictures): an independent judge names 76 % as often as for real ones
-[71, 82] on training concepts, 61 % [56, 66] on held-out pairs, 82 % [70, 96] on held-out concepts (after the first run 64, 53
-and 69; emoji-64, whose weights these began as, 58, 47 and 56); FD-lite0 292 (348; real held-out pictures 15.6); wrong style 18
-% (21); one of 500 a copy (real ones: six); 0.24 s a picture on one core beside other work.
+first run, .0036 .0112 .0375 .132 .341 .484 after the second, .0034 .0106 .0363 .131 .338 .476 after the third (on training
+pictures .0039 .0130 .0436 .142 .359 .509 and .0038 .0122 .0415 .132 .315 .436).
+Score (benchmarks/results/emoji_128_evaluation.json, 1,536 pictures): an independent judge names 84 % as often as for real ones
+[79, 89] on training concepts, 68 % [62, 73] on held-out pairs, 80 % [67, 95] on held-out concepts (after the second run 76, 61
+and 82, after the first 64, 53 and 69); FD-lite0 265 (292, 348; real held-out pictures 15.6); wrong style 16 % (18, 21); none of
+500 a copy (real ones: six); 0.21 s a picture on one core beside other work.
 """
 
 RECIPE = {
