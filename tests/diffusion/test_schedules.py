@@ -121,6 +121,18 @@ def test_latent_diffusion_table_has_its_known_range():
     assert math.exp(-0.5 * table.logsnr(0.001)) == pytest.approx(0.0292, rel=2e-3)
 
 
+def test_what_a_table_remembers_is_what_it_computes(monkeypatch):
+    monkeypatch.setattr("unfog.diffusion.schedules.REMEMBERED", 8)
+    table, times = Table.scaled_linear(), np.linspace(0.01, 0.99, 40)
+    for _ in range(2):
+        for t in times.tolist():
+            for name in ("alpha", "sigma", "logsnr"):
+                assert getattr(table, name)(t) == getattr(table, name)(np.array([t]))[0], name
+            assert table.time(table.logsnr(t)) == table.time(np.array([table.logsnr(t)]))[0]
+    assert len(table._found) <= 8
+    assert table == Table.scaled_linear() and table.alpha(1) == table.alpha(1.0)
+
+
 def test_zero_terminal_snr_moves_only_what_it_must():
     before = Table.scaled_linear()
     after = before.zero_terminal_snr()

@@ -55,4 +55,7 @@ def test_halfway_between_two_networks_only_what_touches_the_pictures_stays():
             assert torch.equal(made[name], (before[name] + theirs[name]) / 2), name
         if name.startswith(("down.0.", "up.2.", "grow.1.", "shrink.0.")):
             assert torch.equal(made[name], before[name]), name
+    less, name = carried.mixed(before, theirs, 0.25), "middle.block.conv_in.conv.weight"
+    assert torch.allclose(less[name], 0.75 * before[name] + 0.25 * theirs[name], atol=1e-7)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in carried.mixed(before, theirs, 0.0).items())
     one.load_state_dict(made)  # the shapes are its own
