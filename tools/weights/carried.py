@@ -219,7 +219,7 @@ def mixed(weights: dict[str, Tensor], others: dict[str, Tensor], share: float = 
     """A U-Net's weights, of which those between the finest level's two maps hold `share` of another's of the same shape."""
     last = max(int(name.split(".")[1]) for name in weights if name.startswith("up."))
     outer = (*OUTER, "down.0.", "shrink.0.", f"up.{last}.", f"grow.{last - 1}.")
-    return {k: v if k.startswith(outer) else v.float().lerp(others[k].float(), share) for k, v in weights.items()}
+    return {k: v if k.startswith(outer) else (1 - share) * v.float() + share * others[k].float() for k, v in weights.items()}
 
 
 def main() -> None:
