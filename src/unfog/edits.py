@@ -12,7 +12,7 @@ from unfog.requests import DRAWN_SEEDS, LARGEST_SEED
 from unfog.schema import LONGEST_PROMPT, Name, Real, Request, Whole
 from unfog.wishes import Controls, Styles
 
-USUAL = {"keep": 1.0, "again": 0.6, "original": 0.8}  # strength where none is given: kept parts, all anew, text diffs
+USUAL = {"keep": 1.0, "again": 0.6, "original": 0.75}  # strength where none is given: kept parts, all anew, text diffs
 FRAMES = 7
 
 

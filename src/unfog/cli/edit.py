@@ -76,7 +76,7 @@ def edit(
         What stays as it is, to the bit, in the kind's own words: for pictures the same as mask; for sound the seconds
         0-0.4,0.8-1; see the kind's page.
     strength
-        How far back into noise, above 0 to 1: little changes little. Without it, 1 with --mask, --keep or --canvas, 0.8 with
+        How far back into noise, above 0 to 1: little changes little. Without it, 1 with --mask, --keep or --canvas, 0.75 with
         --from, else 0.6.
     canvas
         Pixels to add as left,top,right,bottom: the picture stays, what is around it is drawn.
