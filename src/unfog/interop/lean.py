@@ -5,7 +5,6 @@
 - What is made of the text (keys and values) does not change from step to step, and is kept until another text comes.
 - Guidance asks with and without the prompt about one and the same x_t. Until the first layer that reads the text both halves of
   the batch are the same, and are computed once.
-
 - Torch convolves one small picture in float32 on one thread by a slow way of its own; it is handed to oneDNN like any other.
 
 All of it equals diffusers' own but for the order of sums.
@@ -182,17 +181,18 @@ def _is_plain(module: Any) -> bool:
     )  # fmt: skip
 
 
+def _is_wide(module: Any) -> bool:
+    """Whether a module is a convolution of more than a pixel, with zeros around the picture."""
+    plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple)
+    return plain and max(module.kernel_size) > 1
+
+
 def lean(network: Any) -> Any:
     """The network (a U-Net, ControlNet or autoencoder of diffusers), changed: its plain modules compute as above."""
     plain = [module for module in network.modules() if _is_plain(module)]
     for module in network.modules():
-        if (
-            type(module) is nn.Conv2d
-            and max(module.kernel_size) > 1
-            and isinstance(module.padding, tuple)
-            and module.padding_mode == "zeros"
-        ):
-            module.forward = partial(_convolved, module)  # type: ignore[method-assign]
+        if _is_wide(module):
+            module.forward = partial(_convolved, module)
     for module in plain:
         if type(module).__name__ == "Attention":
             module.processor = Remembering()
